@@ -1,0 +1,331 @@
+"""What the ledger says happened, as values, as one JSON object and as tables for a terminal.
+
+An epsilon is the total of the run at one site, always with its delta, unit and adjacency, and it is what the site
+reported: the truth about a site's budget is the site's own file.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import TypeAdapter
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from coordinator.errors import LedgerError
+from coordinator.ledger.records import (
+    Attempt,
+    Incident,
+    Metric,
+    ModelVersion,
+    Participation,
+    RunHistory,
+)
+from coordinator.ledger.states import ParticipationState, RoundState, RunState
+from coordinator.ledger.store import LedgerStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarantee:
+    """What a site reported as spent after its last attempt."""
+
+    epsilon: float
+    delta: float
+    unit: str
+    adjacency: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundSummary:
+    """One round, all its attempts together."""
+
+    run_id: str
+    round: int
+    state: RoundState
+    attempts: int
+    cohort: tuple[str, ...]
+    """Sites asked in the last attempt."""
+    sites_counted: tuple[str, ...]
+    """Sites whose contribution is in the model."""
+    model_sha256: str | None
+    seconds: float | None
+    """From the first time that sites were asked to the commit."""
+    bytes_sent: int
+    """By the sites, in all attempts."""
+    bytes_received: int
+    """By the sites, in all attempts."""
+    started_at: datetime | None
+    committed_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """One run and its rounds."""
+
+    run_id: str
+    state: RunState
+    rounds_requested: int
+    rounds_committed: int
+    epoch: int
+    created_at: datetime
+    finished_at: datetime | None
+    reason: str | None
+    guarantees: dict[str, Guarantee]
+    """By site."""
+    rounds: tuple[RoundSummary, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerSummary:
+    """Every run of a ledger."""
+
+    ledger: str
+    runs: tuple[RunSummary, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptDetail:
+    """One attempt and what each site did in it."""
+
+    attempt: Attempt
+    participations: tuple[Participation, ...]
+    guarantees: dict[str, Guarantee]
+    """By site, after this attempt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundMetrics:
+    """The numbers released about one round."""
+
+    round: int
+    metrics: tuple[Metric, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDetail:
+    """Everything about a run, or about one of its rounds."""
+
+    ledger: str
+    run: RunSummary
+    spec: str
+    """The request, as it was made."""
+    attempts: tuple[AttemptDetail, ...]
+    models: tuple[ModelVersion, ...]
+    metrics: tuple[RoundMetrics, ...]
+    incidents: tuple[Incident, ...]
+
+
+def run_summary(store: LedgerStore) -> LedgerSummary:
+    """Every run with every round, oldest first."""
+    return LedgerSummary(
+        ledger=store.address, runs=tuple(_summary(history) for history in store.histories())
+    )
+
+
+def run_detail(store: LedgerStore, run_id: str, *, round: int | None = None) -> RunDetail:
+    """Everything about a run; with `round`, only what belongs to that round.
+
+    Raises:
+        LedgerError: no such run or round.
+    """
+    history = store.history(run_id)
+    wanted = {row.number for row in history.rounds}
+    if round is not None:
+        if round not in wanted:
+            raise LedgerError(
+                f'Run "{run_id}" has no round {round} in the ledger at {store.address}; '
+                f"it has {len(wanted)} of {history.run.rounds}."
+            )
+        wanted = {round}
+    return RunDetail(
+        ledger=store.address,
+        run=_summary(history, only=round),
+        spec=history.run.spec,
+        attempts=tuple(_detail(history, a) for a in history.attempts if a.round in wanted),
+        models=tuple(m for m in history.models if round is None or m.round == round),
+        metrics=tuple(
+            RoundMetrics(
+                round=number,
+                metrics=tuple(row.metric for row in history.metrics if row.round == number),
+            )
+            for number in sorted({row.round for row in history.metrics} & wanted)
+        ),
+        incidents=tuple(i for i in history.incidents if round is None or i.round == round),
+    )
+
+
+def to_json(report: LedgerSummary | RunDetail) -> str:
+    """One JSON object; times in UTC, ISO 8601."""
+    return TypeAdapter(type(report)).dump_json(report, indent=2).decode()
+
+
+def summary_tables(summary: LedgerSummary) -> RenderableType:
+    """One table per run."""
+    if not summary.runs:
+        return Text(f"{summary.ledger} holds no runs yet.")
+    return Group(*(part for run in summary.runs for part in _run_parts(run)))
+
+
+def detail_tables(detail: RunDetail) -> RenderableType:
+    """The run's rounds, then each attempt site by site, the metrics and the incidents."""
+    return Group(
+        *_run_parts(detail.run),
+        *(_attempt_table(attempt) for attempt in detail.attempts),
+        *_metric_parts(detail),
+        *(
+            Text(f"{_time(incident.at)}  {incident.kind}: {incident.text}")
+            for incident in detail.incidents
+        ),
+    )
+
+
+def _summary(history: RunHistory, *, only: int | None = None) -> RunSummary:
+    run = history.run
+    rounds = tuple(
+        _round(history, row.number) for row in history.rounds if only is None or row.number == only
+    )
+    return RunSummary(
+        run_id=run.run_id,
+        state=run.state,
+        rounds_requested=run.rounds,
+        rounds_committed=sum(row.state is RoundState.COMMITTED for row in history.rounds),
+        epoch=run.epoch,
+        created_at=run.created_at,
+        finished_at=run.finished_at,
+        reason=run.reason,
+        guarantees=_guarantees(history),
+        rounds=rounds,
+    )
+
+
+def _round(history: RunHistory, number: int) -> RoundSummary:
+    row = next(row for row in history.rounds if row.number == number)
+    attempts = [attempt for attempt in history.attempts if attempt.round == number]
+    asked = [entry.participation for entry in history.participations if entry.round == number]
+    opened = [attempt.opened_at for attempt in attempts if attempt.opened_at is not None]
+    started_at = min(opened, default=None)
+    seconds = None
+    if row.committed_at is not None and started_at is not None:
+        seconds = (row.committed_at - started_at).total_seconds()
+    return RoundSummary(
+        run_id=row.run_id,
+        round=number,
+        state=row.state,
+        attempts=len(attempts),
+        cohort=attempts[-1].cohort,
+        sites_counted=tuple(p.site for p in asked if p.state is ParticipationState.COUNTED),
+        model_sha256=row.model_sha256,
+        seconds=seconds,
+        bytes_sent=sum(p.bytes_sent for p in asked),
+        bytes_received=sum(p.bytes_received for p in asked),
+        started_at=started_at,
+        committed_at=row.committed_at,
+    )
+
+
+def _detail(history: RunHistory, attempt: Attempt) -> AttemptDetail:
+    key = (attempt.round, attempt.attempt)
+    return AttemptDetail(
+        attempt=attempt,
+        participations=tuple(
+            entry.participation
+            for entry in history.participations
+            if (entry.round, entry.attempt) == key
+        ),
+        guarantees=_guarantees(history, only=key),
+    )
+
+
+def _guarantees(
+    history: RunHistory, *, only: tuple[int, int] | None = None
+) -> dict[str, Guarantee]:
+    """By site; charges come in order, so the last one of a site stays."""
+    return {
+        entry.charge.site: Guarantee(
+            epsilon=entry.charge.epsilon,
+            delta=entry.charge.delta,
+            unit=entry.charge.unit,
+            adjacency=entry.charge.adjacency,
+        )
+        for entry in history.charges
+        if only is None or (entry.round, entry.attempt) == only
+    }
+
+
+def _run_parts(run: RunSummary) -> Iterator[RenderableType]:
+    headline = (
+        f"Run {run.run_id}: {run.state}, {run.rounds_committed} of {run.rounds_requested} rounds "
+        f"committed, requested {_time(run.created_at)} UTC"
+    )
+    yield Text(headline, style="bold")
+    if run.reason:
+        yield Text(f"  {run.reason}")
+    table = _table(
+        "round", "state", "tries", "sites", "model", "seconds", "sent", "received", "committed"
+    )
+    for row in run.rounds:
+        table.add_row(
+            str(row.round),
+            row.state,
+            str(row.attempts),
+            f"{len(row.sites_counted)}/{len(row.cohort)}",
+            (row.model_sha256 or "-")[:8],
+            "-" if row.seconds is None else f"{row.seconds:.1f}",
+            decimal(row.bytes_sent),
+            decimal(row.bytes_received),
+            "-" if row.committed_at is None else f"{row.committed_at:%H:%M:%S}",
+        )
+    if run.rounds:
+        yield table
+    for site, spent in run.guarantees.items():
+        yield Text(f"  {site}: {_spent(spent)}")
+
+
+def _attempt_table(detail: AttemptDetail) -> RenderableType:
+    attempt = detail.attempt
+    table = _table("site", "state", "sent", "received", "seconds", "epsilon so far", "detail")
+    table.title = (
+        f"Round {attempt.round}, attempt {attempt.attempt}: {attempt.state}, quorum "
+        f"{attempt.quorum}, epoch {attempt.epoch}"
+        + (f". {attempt.reason}" if attempt.reason else "")
+    )
+    table.title_justify = "left"
+    for row in detail.participations:
+        spent = detail.guarantees.get(row.site)
+        table.add_row(
+            row.site,
+            row.state,
+            decimal(row.bytes_sent),
+            decimal(row.bytes_received),
+            f"{row.seconds:.1f}",
+            "-" if spent is None else f"{spent.epsilon:.3f}",
+            Text(row.detail),
+        )
+    return table
+
+
+def _metric_parts(detail: RunDetail) -> Iterator[RenderableType]:
+    for row in detail.metrics:
+        for metric in row.metrics:
+            yield Text(
+                f"Round {row.round}: {metric.name} {metric.value:.6g} ({metric.released_with})"
+            )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=True)
+    for column in columns:
+        table.add_column(column, no_wrap=column != "detail")
+    return table
+
+
+def _spent(spent: Guarantee) -> str:
+    return (
+        f"epsilon {spent.epsilon:.3f} at delta {spent.delta:g}, per {spent.unit}, {spent.adjacency}"
+    )
+
+
+def _time(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S}"

@@ -1,0 +1,127 @@
+"""A round's life: planned -> open -> aggregating -> committed | aborted. One function per allowed transition.
+
+planned      the plan is in the ledger, nobody has been asked
+open         sites were asked; they train and take part in the secure sum
+aggregating  every contribution that will count has been sealed; nothing more is accepted
+committed    the new model is durable and is the truth
+aborted      this attempt produced nothing; the previous round is still the truth
+
+The functions are pure: they return the next value or raise. The ledger enforces the same order in SQL, so that two
+processes cannot both believe they moved a round.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from coordinator.errors import TransitionError
+from coordinator.ledger.states import RoundState
+from coordinator.run_spec import RunSpec
+from coordinator.wire.contribution import EXTRA_COORDINATES
+from coordinator.wire.plan import RoundPlan
+from privacy.secagg.plan import SumPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundProgress:
+    """The state of one attempt and the sites that still count in it."""
+
+    plan: RoundPlan
+    state: RoundState = RoundState.PLANNED
+    sites: tuple[str, ...] = ()
+    """Sites whose contribution may still count; the cohort when open, the survivors later."""
+
+
+def open_round(progress: RoundProgress) -> RoundProgress:
+    """Planned -> open: the cohort is about to be asked."""
+    _require(progress, RoundState.OPEN, RoundState.PLANNED)
+    return replace(progress, state=RoundState.OPEN, sites=progress.plan.cohort)
+
+
+def begin_aggregation(progress: RoundProgress, sealed: tuple[str, ...]) -> RoundProgress:
+    """Open -> aggregating: only `sealed` sites count from here on.
+
+    Raises:
+        TransitionError: the round is not open, a site was never asked, or fewer sites than the quorum have sealed.
+    """
+    _require(progress, RoundState.AGGREGATING, RoundState.OPEN)
+    strangers = set(sealed) - set(progress.plan.cohort)
+    if strangers or len(sealed) < progress.plan.quorum:
+        raise TransitionError(
+            f"{_name(progress)}: {len(sealed)} sealed contributions, quorum {progress.plan.quorum}, "
+            f"never asked: {sorted(strangers)}. The attempt is aborted; the previous round stays the truth."
+        )
+    return replace(progress, state=RoundState.AGGREGATING, sites=tuple(sorted(sealed)))
+
+
+def commit_round(progress: RoundProgress) -> RoundProgress:
+    """Aggregating -> committed: the model is durable."""
+    _require(progress, RoundState.COMMITTED, RoundState.AGGREGATING)
+    return replace(progress, state=RoundState.COMMITTED)
+
+
+def abort_round(progress: RoundProgress) -> RoundProgress:
+    """Planned, open or aggregating -> aborted: nothing of this attempt counts."""
+    _require(
+        progress, RoundState.ABORTED, RoundState.PLANNED, RoundState.OPEN, RoundState.AGGREGATING
+    )
+    return replace(progress, state=RoundState.ABORTED, sites=())
+
+
+def plan_round(
+    spec: RunSpec,
+    *,
+    run_id: str,
+    number: int,
+    attempt: int,
+    cohort: tuple[str, ...],
+    base_model: str,
+    base_model_bytes: int,
+    parameters: int,
+    now: datetime,
+) -> RoundPlan:
+    """The plan of one attempt, derived from the run's request and the sites that are online."""
+    return RoundPlan(
+        run_id=run_id,
+        round=number,
+        attempt=attempt,
+        rounds_charged=spec.rounds + spec.spare_attempts,
+        cohort=tuple(sorted(cohort)),
+        quorum=spec.quorum,
+        deadline=now.astimezone(UTC) + timedelta(seconds=spec.timing.round_seconds),
+        silence_seconds=spec.timing.silence_seconds,
+        base_model=base_model,
+        base_model_bytes=base_model_bytes,
+        model=spec.model,
+        table=spec.table,
+        training=spec.training,
+        privacy=spec.privacy,
+        secure_sum=SumPlan(
+            scheme=spec.secure_sum.scheme,
+            dimension=parameters + EXTRA_COORDINATES,
+            max_sites=len(cohort),
+            quorum=spec.quorum,
+            threshold=sum_threshold(spec.secure_sum.scheme, len(cohort)),
+            value_range=1.0,
+        ),
+        update_range=spec.secure_sum.update_range,
+        weight_cap=spec.secure_sum.weight_cap,
+        seed=spec.seed,
+    )
+
+
+def sum_threshold(scheme: str, sites: int) -> int:
+    """Shares needed to open a mask: more than two thirds of the sites, so that an active coordinator cannot open two sums."""
+    return 1 if scheme == "plain" else 2 * sites // 3 + 1
+
+
+def _require(progress: RoundProgress, target: RoundState, *allowed: RoundState) -> None:
+    if progress.state not in allowed:
+        raise TransitionError(
+            f"{_name(progress)} is {progress.state}; only {' or '.join(allowed)} may become {target}."
+        )
+
+
+def _name(progress: RoundProgress) -> str:
+    return (
+        f"Run {progress.plan.run_id}, round {progress.plan.round}, attempt {progress.plan.attempt}"
+    )

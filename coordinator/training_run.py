@@ -1,0 +1,367 @@
+"""One federated run, from its last committed round to its end. The ledger is the truth; this object is disposable.
+
+A round, in the order it happens:
+ 1. wait until enough sites are online, and plan the attempt;
+ 2. the ledger records the plan; the exchange opens a session with one ticket per site;
+ 3. a Flower message hands each site the signed plan and its ticket;
+ 4. the sites train and take part in the secure sum, which is driven here leg by leg;
+ 5. sum -> mean -> server optimiser -> candidate weights;
+ 6. the model file is written, fsynced, read back and hash-checked, and then the ledger commits the round.
+Whatever fails before 6 aborts the attempt: the previous round is still the truth, and the next attempt asks again with
+new masks and a new charge, as long as the attempts that the budget was calibrated for last.
+"""
+
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from coordinator.errors import AggregationError, QuorumError, RoundError
+from coordinator.ledger.records import (
+    Charge,
+    Lease,
+    Metric,
+    NewModel,
+    Participation,
+    PlannedAttempt,
+    RoundOutcome,
+    Site,
+)
+from coordinator.ledger.states import ParticipationState
+from coordinator.ledger.store import LedgerStore
+from coordinator.registry.checkpoints import CheckpointStore
+from coordinator.rounds import (
+    RoundProgress,
+    begin_aggregation,
+    commit_round,
+    open_round,
+    plan_round,
+)
+from coordinator.run_spec import RunSpec
+from coordinator.strategies.server_optimizer import ServerOptimizer, load_moments, save_moments
+from coordinator.summation import DONE, SumDriver, Summation
+from coordinator.wire.channel import (
+    COORDINATOR,
+    Channel,
+    ChannelClosed,
+    SessionAdmin,
+    SessionSpec,
+    SessionTicket,
+)
+from coordinator.wire.contribution import MeanContribution, unpack_sum
+from coordinator.wire.plan import RoundPlan, SignedPlan, sign_plan
+from coordinator.wire.records import MAX_SITES, RoundTask, encode_task
+from model.build import build_model
+from model.parameters import model_to_vector, read_model, save_model
+from privacy.secagg.errors import MessageRefused, SumImpossible
+from privacy.secagg.protocol import SumContext
+from privacy.secagg.secure_sum import coordinator_part
+
+log = logging.getLogger(__name__)
+
+ONLINE_POLL_SECONDS = 0.25
+TICKET_BYTES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """The model that a round starts from."""
+
+    sha256: str
+    bytes: int
+    weights: NDArray[np.float32]
+
+
+class TrainingRun:
+    """Drives one run to its end; may be started again, by another process, at any point."""
+
+    def __init__(
+        self,
+        *,
+        spec: RunSpec,
+        lease: Lease,
+        ledger: LedgerStore,
+        checkpoints: CheckpointStore,
+        grid: Grid,
+        sessions: SessionAdmin,
+        connect: Callable[[SessionTicket], Channel],
+        signing_key: Ed25519PrivateKey,
+    ) -> None:
+        """Takes everything it needs; opens nothing itself.
+
+        Args:
+            spec: what was asked for.
+            lease: the right to write this run; the ledger refuses a process whose lease was taken over.
+            ledger: where every step is recorded.
+            checkpoints: model files.
+            grid: Flower's link to the sites.
+            sessions: opens and closes sessions on the exchange.
+            connect: opens a channel for a ticket.
+            signing_key: signs plans.
+        """
+        self._spec, self._lease, self._run_id = spec, lease, lease.run_id
+        self._ledger, self._checkpoints, self._grid = ledger, checkpoints, grid
+        self._sessions, self._connect, self._key = sessions, connect, signing_key
+
+    def drive(self) -> None:
+        """All rounds that are missing, then marks the run finished.
+
+        Raises:
+            RoundError: the attempts that the budget was calibrated for are used up, or no quorum came online; the run
+                is marked failed in the ledger and its last committed round stays the truth.
+        """
+        base, committed, optimizer = self._resume()
+        try:
+            for number in range(committed + 1, self._spec.rounds + 1):
+                base, optimizer = self._round(number, base, optimizer)
+        except RoundError as error:
+            self._ledger.runs.fail(self._lease, reason=str(error))
+            raise
+        self._ledger.runs.finish(self._lease)
+        log.info("run %s finished after round %d", self._run_id, self._spec.rounds)
+
+    def _resume(self) -> tuple[BaseModel, int, ServerOptimizer]:
+        """The last committed round; round 0 is a new model of random weights."""
+        last = self._ledger.runs.last_committed(self._run_id)
+        if last is None:
+            seed = secrets.randbits(62) if self._spec.seed is None else self._spec.seed
+            weights = model_to_vector(build_model(self._spec.model, self._spec.table, seed=seed))
+            base = self._store_model(weights)
+            self._ledger.runs.record_start_model(self._lease, sha256=base.sha256, size_bytes=base.bytes)
+            return base, 0, ServerOptimizer(self._spec.server)
+        stored = read_model(self._checkpoints.require(last.model_sha256))
+        moments = None
+        if last.optimiser_state_sha256 is not None:
+            moments = load_moments(self._checkpoints.require(last.optimiser_state_sha256))
+        base = BaseModel(sha256=last.model_sha256, bytes=last.model_bytes, weights=stored.vector)
+        return base, last.round, ServerOptimizer(self._spec.server, moments)
+
+    def _round(
+        self, number: int, base: BaseModel, optimizer: ServerOptimizer
+    ) -> tuple[BaseModel, ServerOptimizer]:
+        """Attempts until one commits.
+
+        Raises:
+            QuorumError: no attempt is left, or no quorum came online.
+        """
+        moments = optimizer.state()
+        # Earlier rounds took at least one attempt each, so the spare ones are what has been used beyond that.
+        while (attempts := self._ledger.rounds.attempts(self._run_id)) is not None:
+            if len(attempts) >= number + self._spec.spare_attempts:
+                break
+            attempt = 1 + sum(a.round == number for a in attempts)
+            plan = self._plan(number, attempt, base)
+            try:
+                return self._attempt(plan, base, optimizer)
+            except (RoundError, SumImpossible, MessageRefused, ChannelClosed) as error:
+                reason = f"{type(error).__name__}: {error}"
+                log.warning("round %d, attempt %d aborted: %s", number, attempt, reason)
+                self._sessions.close_session(plan.session_id, reason="aborted")
+                self._ledger.rounds.abort_attempt(self._lease, round=number, attempt=attempt, reason=reason)
+                optimizer = ServerOptimizer(self._spec.server, moments)
+        raise QuorumError(
+            f"Run {self._run_id}, round {number}: the {self._spec.spare_attempts} spare attempts that the privacy budget "
+            f"was calibrated for are used up. The last committed round is the truth; see \"coordinator ledger show\" for "
+            f"what went wrong, then start a new run."
+        )
+
+    def _plan(self, number: int, attempt: int, base: BaseModel) -> RoundPlan:
+        return plan_round(
+            self._spec,
+            run_id=self._run_id,
+            number=number,
+            attempt=attempt,
+            cohort=tuple(self._wait_for_sites()),
+            base_model=base.sha256,
+            base_model_bytes=base.bytes,
+            parameters=base.weights.size,
+            now=datetime.now(UTC),
+        )
+
+    def _attempt(
+        self, plan: RoundPlan, base: BaseModel, optimizer: ServerOptimizer
+    ) -> tuple[BaseModel, ServerOptimizer]:
+        """Steps 2 to 6 of the module's list."""
+        signed = sign_plan(plan, self._key)
+        where = {"round": plan.round, "attempt": plan.attempt}
+        self._ledger.rounds.plan_attempt(
+            self._lease,
+            PlannedAttempt(
+                **where,
+                plan=signed.payload,
+                plan_signature=signed.signature,
+                cohort=plan.cohort,
+                quorum=plan.quorum,
+                deadline=plan.deadline,
+            ),
+        )
+        progress = open_round(RoundProgress(plan=plan))
+        started = time.monotonic()
+        with self._open_session(plan, signed) as channel:
+            summation = self._sum(plan, signed, channel)
+            progress = begin_aggregation(progress, summation.result.sites)
+            mean = self._mean(plan, summation)
+            weights = optimizer.step(round_number=plan.round, base=base.weights, change=mean.change)
+            following = self._store_model(weights)
+            moments = optimizer.state()
+            model = NewModel(
+                sha256=following.sha256,
+                bytes=following.bytes,
+                parent_sha256=base.sha256,
+                optimiser_state_sha256=self._checkpoints.write(save_moments(moments))
+                if moments
+                else None,
+            )
+            commit_round(progress)
+            outcome = round_outcome(
+                plan, summation, mean, model=model, seconds=time.monotonic() - started
+            )
+            self._ledger.rounds.commit_round(self._lease, outcome, **where)
+            for site in summation.result.sites:
+                channel.send(to=site, kind=DONE, payload=following.sha256.encode())
+        self._sessions.close_session(plan.session_id, reason="committed")
+        log.info("round %d committed: model %s", plan.round, following.sha256[:12])
+        return following, optimizer
+
+    def _open_session(self, plan: RoundPlan, signed: SignedPlan) -> Channel:
+        """Opens the attempt's session, records the attempt as open, and asks the cohort; the coordinator's channel."""
+        members = {site.name: site for site in self._ledger.sites.members()}
+        keys = {name: bytes.fromhex(members[name].signing_key) for name in plan.cohort}
+        tickets = {name: secrets.token_bytes(TICKET_BYTES) for name in (*plan.cohort, COORDINATOR)}
+        self._sessions.open_session(
+            SessionSpec(
+                session_id=plan.session_id,
+                tickets={name: hashlib.sha256(ticket).digest() for name, ticket in tickets.items()},
+                models=(plan.base_model,),
+                silence_seconds=plan.silence_seconds,
+                deadline_seconds=self._spec.timing.round_seconds + plan.silence_seconds,
+            )
+        )
+        ticket = SessionTicket(
+            session_id=plan.session_id, endpoint=COORDINATOR, ticket=tickets[COORDINATOR]
+        )
+        channel = self._connect(ticket)
+        self._ledger.rounds.open_attempt(self._lease, round=plan.round, attempt=plan.attempt)
+        self._grid.push_messages(
+            Message(
+                encode_task(RoundTask(plan=signed, ticket=tickets[name], keys=keys)),
+                require_node(members[name]),
+                MessageType.TRAIN,
+                ttl=self._spec.timing.round_seconds,
+                group_id=str(plan.round),
+            )
+            for name in plan.cohort
+        )
+        return channel
+
+    def _sum(self, plan: RoundPlan, signed: SignedPlan, channel: Channel) -> Summation:
+        """Drives the secure sum."""
+        keys = {s.name: bytes.fromhex(s.signing_key) for s in self._ledger.sites.members()}
+        context = SumContext(
+            run_id=plan.run_id,
+            round=plan.round,
+            attempt=plan.attempt,
+            plan_digest=hashlib.sha256(signed.payload).digest(),
+            model=plan.base_model,
+        )
+        part = coordinator_part(
+            plan.secure_sum,
+            context=context,
+            keys={name: keys[name] for name in plan.cohort},
+            spool_folder=self._checkpoints.folder,
+        )
+        return SumDriver(
+            channel,
+            part,
+            cohort=plan.cohort,
+            join_seconds=self._spec.timing.join_seconds,
+            round_seconds=self._spec.timing.round_seconds,
+            on_sealed=lambda _: self._ledger.rounds.mark_aggregating(
+                self._lease, round=plan.round, attempt=plan.attempt
+            ),
+        ).run()
+
+    def _mean(self, plan: RoundPlan, summation: Summation) -> MeanContribution:
+        try:
+            return unpack_sum(summation.result.values, update_range=plan.update_range)
+        except ValueError as error:
+            raise AggregationError(f"Run {plan.run_id}, round {plan.round}: {error} The attempt is aborted.") from error
+
+    def _wait_for_sites(self) -> list[str]:
+        """Names of the enrolled sites that are online: all that were asked for, or a quorum after `join_seconds`.
+
+        Raises:
+            QuorumError: no quorum within `online_seconds`.
+        """
+        start = time.monotonic()
+        while True:
+            nodes = set(self._grid.get_node_ids())
+            online = [s.name for s in self._ledger.sites.members() if s.flower_node_id in nodes]
+            waited = time.monotonic() - start
+            if len(online) >= self._spec.sites or (
+                waited > self._spec.timing.join_seconds and len(online) >= self._spec.quorum
+            ):
+                return online[: MAX_SITES]
+            if waited > self._spec.timing.online_seconds:
+                raise QuorumError(
+                    f"Run {self._run_id}: {len(online)} sites online ({', '.join(online) or 'none'}) after {waited:.0f} s, "
+                    f"quorum {self._spec.quorum}. Ask the missing sites to start \"participant run\", then start the run again."
+                )
+            time.sleep(ONLINE_POLL_SECONDS)
+
+    def _store_model(self, weights: NDArray[np.float32]) -> BaseModel:
+        path = save_model(self._checkpoints.folder, weights, self._spec.model, self._spec.table)
+        self._checkpoints.require(path.stem)
+        return BaseModel(sha256=path.stem, bytes=path.stat().st_size, weights=weights)
+
+
+def require_node(site: Site) -> int:
+    """The site's Flower node; a member is online only through one."""
+    if site.flower_node_id is None:
+        raise QuorumError(f"Site {site.name} has no Flower node. Is its agent running?")
+    return site.flower_node_id
+
+
+def round_outcome(
+    plan: RoundPlan, summation: Summation, mean: MeanContribution, *, model: NewModel, seconds: float
+) -> RoundOutcome:
+    """What the ledger keeps of a round: who took part, what they charged, and the released metric."""
+    participations = tuple(
+        Participation(
+            site=site,
+            state=ParticipationState(record.state),
+            detail=record.detail,
+            bytes_sent=record.bytes_received,
+            bytes_received=record.bytes_sent + plan.base_model_bytes,
+            seconds=seconds,
+        )
+        for site, record in summation.sites.items()
+    )
+    charges = tuple(
+        Charge(
+            site=site,
+            epsilon=record.receipt.epsilon_spent,
+            delta=record.receipt.delta,
+            unit=record.receipt.unit,
+            adjacency=record.receipt.adjacency,
+            events=record.receipt.events,
+        )
+        for site, record in summation.sites.items()
+        if record.receipt is not None
+    )
+    released_with = "secure sum" if plan.privacy.mechanism == "none" else "secure sum, discrete Laplace"
+    metrics = (
+        (Metric(name="training_loss", value=mean.loss, released_with=released_with),)
+        if plan.privacy.mechanism == "none" or plan.privacy.metric_epsilon > 0
+        else ()
+    )
+    return RoundOutcome(model=model, participations=participations, charges=charges, metrics=metrics)

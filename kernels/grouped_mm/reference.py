@@ -1,0 +1,17 @@
+"""The grouped matrix product as a plain loop over the groups: the twin to be read, and the fallback.
+
+It takes every floating type, float64 included, and every size. Autograd differentiates it.
+"""
+
+import torch
+
+# N rows sorted by group, I inputs, O outputs, E groups
+
+
+def grouped_matmul_reference(
+    rows_NI: torch.Tensor, weights_EIO: torch.Tensor, offsets_E: torch.Tensor
+) -> torch.Tensor:
+    """Rows `offsets_E[e - 1]` up to `offsets_E[e]` times the matrix `weights_EIO[e]`, for every e."""
+    starts = [0, *offsets_E.tolist()]
+    groups = zip(weights_EIO, starts, starts[1:], strict=False)
+    return torch.cat([rows_NI[start:end] @ weight_IO for weight_IO, start, end in groups])

@@ -1,0 +1,191 @@
+"""A site's part in one attempt at a round, in the order it happens.
+
+1. verify the plan's signature, ask the site's own policy, pin the cohort's signing keys;
+2. join the exchange session and say hello, so that the coordinator knows who takes part;
+3. charge the privacy budget, durably; only then touch a record;
+4. fetch the base model by its hash, train, and pass the result through the release gate;
+5. the remaining legs of the secure sum: share, seal, confirm, release.
+A refusal in 1 or 3 is told to the coordinator as one sentence that holds no number computed from records, so that
+nobody waits; any other failure ends the attempt here, and the round goes on without this site.
+"""
+
+import hashlib
+import logging
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from coordinator.wire.channel import COORDINATOR, Channel, ChannelTimeout, Frame, SessionTicket, TlsFiles
+from coordinator.wire.bundle import BUNDLE_SHA256
+from coordinator.wire.connect import open_channel
+from coordinator.wire.plan import PlanError, RoundPlan, verify_plan
+from coordinator.wire.receipt import RoundReceipt, encode_receipt
+from coordinator.wire.records import RoundTask
+from model.parameters import read_model
+from model.schema import load_schema
+from participant.budget import SiteBudget
+from participant.budget_file import Charge
+from participant.config import load_site
+from participant.data import SiteData, load_table
+from participant.errors import BudgetExhausted, IdentityError, PolicyRefusal, RoundAborted
+from participant.identity import PeerKeys, load_coordinator_key, load_signing_key, open_home
+from participant.outbox import Outbox, StoredSeals
+from participant.policy import load_policy
+from participant.release import ReleaseGate, run_events
+from participant.training import clipped_losses, train_update, training_random
+from privacy.dp.events import event_to_json
+from privacy.secagg.protocol import LEGS, SitePart, SumContext
+from privacy.secagg.secure_sum import site_part
+
+log = logging.getLogger(__name__)
+
+REFUSE, RECEIPT, DONE = "refuse", "receipt", "done"
+Refusal = (PlanError, PolicyRefusal, BudgetExhausted, IdentityError)
+
+
+class Participation:
+    """One institution's agent, loaded from its home and kept warm between rounds."""
+
+    def __init__(self, home: Path) -> None:
+        """Loads configuration, policy, keys, budget and records.
+
+        Raises:
+            ParticipantError: anything of it is missing, damaged or contradicts the schema.
+        """
+        self._config = load_site(home)
+        self._files = open_home(home)
+        self._policy = load_policy(home)
+        self._table = load_schema(self._config.schema)
+        self._data: SiteData = load_table(self._config.data, self._table)
+        self._models = home / "models"
+        self._models.mkdir(mode=0o700, exist_ok=True)
+        self._seals = StoredSeals(home / "seals")
+        self._budget = SiteBudget(home / "budget.db", self._config.budget)
+        self._gate = ReleaseGate(
+            site=self._config.site,
+            policy=self._policy,
+            budget=self._budget,
+            outbox=Outbox(home / "outbox"),
+            seals=self._seals,
+        )
+        self._peers = PeerKeys(self._files.peer_keys)
+        self._signing_key = load_signing_key(self._files)
+        self._coordinator_key = load_coordinator_key(self._files)
+        torch.set_num_threads(self._config.torch_threads)
+
+    def take_part(self, task: RoundTask) -> str:
+        """Takes part in the attempt that `task` names; the outcome in one word: counted or refused.
+
+        Raises:
+            ChannelError, SecureSumError, ParticipantError: the attempt ended without this site; nothing of it is
+                released beyond what the error's stage says, and the budget keeps what was charged.
+        """
+        plan = verify_plan(task.plan, self._coordinator_key)
+        ticket = SessionTicket(session_id=plan.session_id, endpoint=self._config.site, ticket=task.ticket)
+        tls = TlsFiles(
+            ca=self._files.ca_certificate, certificate=self._files.tls_certificate, key=self._files.tls_key
+        )
+        with open_channel(self._config.exchange, session=ticket, credentials=tls) as channel:
+            try:
+                self._require_acceptable(plan, task)
+                part = self._secure_sum_part(plan, task)
+                channel.send(to=COORDINATOR, kind=LEGS[0], payload=part.hello())
+                charge = self._gate.charge(plan)
+            except Refusal as refusal:
+                log.warning("refused: %s", refusal)
+                channel.send(to=COORDINATOR, kind=REFUSE, payload=str(refusal).encode())
+                return "refused"
+            self._contribute(plan, channel, part, charge)
+        return "counted"
+
+    def _require_acceptable(self, plan: RoundPlan, task: RoundTask) -> None:
+        self._policy.require_permitted(
+            plan,
+            site=self._config.site,
+            bundle=BUNDLE_SHA256,
+            schema=self._table.digest,
+            run_events=run_events(plan),
+            now=datetime.now(UTC),
+        )
+        if sorted(task.keys) != sorted(plan.cohort):
+            raise PlanError("The signing keys handed out are not those of the plan's cohort.")
+        self._peers.pin(task.keys)
+
+    def _secure_sum_part(self, plan: RoundPlan, task: RoundTask) -> SitePart:
+        context = SumContext(
+            run_id=plan.run_id,
+            round=plan.round,
+            attempt=plan.attempt,
+            plan_digest=hashlib.sha256(task.plan.payload).digest(),
+            model=plan.base_model,
+        )
+        return site_part(
+            plan.secure_sum,
+            site=self._config.site,
+            context=context,
+            identity=self._signing_key,
+            keys=task.keys,
+            journal=self._seals,
+        )
+
+    def _contribute(self, plan: RoundPlan, channel: Channel, part: SitePart, charge: Charge | None) -> None:
+        started = time.monotonic()
+        path = channel.fetch_model(sha256=plan.base_model, size=plan.base_model_bytes, into=self._models)
+        base = read_model(path).vector
+        patients = self._gate.patients(plan, len(self._data.labels_N))
+        vector = self._gate.contribution(
+            plan,
+            patients=patients,
+            train=lambda: train_update(
+                plan,
+                self._data,
+                base=base,
+                patients=patients,
+                random=training_random(plan, self._config.site),
+            ),
+            losses=lambda: clipped_losses(plan, self._data, base=base),
+        )
+        self._forget_models(keep=path)
+        receipt = self._receipt(plan, charge, seconds=time.monotonic() - started)
+        channel.send(to=COORDINATOR, kind=RECEIPT, payload=encode_receipt(receipt))
+        send = lambda leg, payload: channel.send(to=COORDINATOR, kind=leg, payload=payload)  # noqa: E731
+        send("share", part.share(self._await(channel, plan, "share")))
+        for chunk in part.seal(self._await(channel, plan, "seal"), vector):
+            send("seal", chunk)
+        send("confirm", part.confirm(self._await(channel, plan, "confirm")))
+        send("release", part.release(self._await(channel, plan, "release")))
+        self._await(channel, plan, DONE)
+
+    def _await(self, channel: Channel, plan: RoundPlan, kind: str) -> bytes:
+        """The coordinator's message of that kind; others may be waiting for stragglers until the deadline."""
+        while True:
+            remaining = (plan.deadline - datetime.now(UTC)).total_seconds() + plan.silence_seconds
+            try:
+                frame: Frame = channel.receive(timeout_seconds=max(remaining, 0.001))
+            except ChannelTimeout as error:
+                raise RoundAborted(
+                    f"Run {plan.run_id}, round {plan.round}: no {kind!r} message before the deadline. The attempt is "
+                    f"over for this site; the budget keeps its charge."
+                ) from error
+            if frame.sender == COORDINATOR and frame.kind == kind:
+                return frame.payload
+
+    def _receipt(self, plan: RoundPlan, charge: Charge | None, *, seconds: float) -> RoundReceipt:
+        contract = self._config.budget
+        return RoundReceipt(
+            epsilon_spent=0.0 if charge is None else charge.epsilon_after,
+            epsilon_limit=contract.epsilon,
+            delta=contract.delta,
+            unit=contract.unit,
+            adjacency=contract.adjacency,
+            events="[]" if charge is None else f"[{','.join(map(event_to_json, charge.events))}]",
+            training_seconds=seconds,
+        )
+
+    def _forget_models(self, *, keep: Path) -> None:
+        """One base model is enough: the coordinator keeps them all."""
+        for path in self._models.glob("*.safetensors"):
+            if path != keep:
+                path.unlink()

@@ -1,0 +1,134 @@
+"""The interface of a secure sum: many sites, one coordinator, and only the sum comes out.
+
+| leg     | coordinator -> site                  | site -> coordinator                                        |
+|---------|--------------------------------------|------------------------------------------------------------|
+| hello   | (nothing)                            | fresh public keys, signed                                  |
+| share   | roster: every site's signed keys     | for every other site an encrypted share of its two secrets |
+| seal    | the shares meant for this site       | its vector, sealed, in chunks                              |
+| confirm | survivors: the sites that sealed     | its signature over exactly this set                        |
+| release | everybody's signatures               | for every site ONE of its two shares, never both           |
+
+A site may drop out in any leg. The coordinator closes a leg when it will not wait any longer; whoever has not delivered
+by then is out. Messages are bytes and all schemes speak the same legs: whoever drives a sum needs not know the scheme.
+`privacy.secagg.secure_sum.run_secure_sum` executes all of it in memory, in order.
+
+What the coordinator learns: who took part, and the sum over the survivors. What it must be trusted for: to finish.
+What a sum does not hide: the sum itself, which is why noise is added to what is sealed.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEGS = ("hello", "share", "seal", "confirm", "release")
+COORDINATOR = "coordinator"
+SITE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumContext:
+    """Which sum this is. Bound into every signature and every key, so no message serves any other sum."""
+
+    run_id: str
+    round: int
+    attempt: int
+    """Another cohort is another attempt, with new keys."""
+    plan_digest: bytes
+    """SHA-256 of the signed plan's payload: all sites work on the same plan or on none."""
+    model: str
+    """Hash of the model that the vectors are updates of."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.run_id) <= 200:
+            raise ValueError(f"Expected run_id of 1 to 200 characters, got {len(self.run_id)}.")
+        if self.round < 0 or self.attempt < 0:
+            raise ValueError(f"Expected round={self.round} >= 0 and attempt={self.attempt} >= 0.")
+        if len(self.plan_digest) != 32:
+            raise ValueError(f"Expected plan_digest of 32 bytes, got {len(self.plan_digest)}.")
+        if len(self.model) > 200:
+            raise ValueError(f"Expected model of at most 200 characters, got {len(self.model)}.")
+
+    @property
+    def name(self) -> str:
+        """Run, round and attempt: what is sealed once."""
+        return f"{self.run_id}/{self.round}/{self.attempt}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SumResult:
+    """The sum over the survivors, exactly as their integers add up."""
+
+    integers: NDArray[np.int32] = field(repr=False)
+    scale: float
+    """Integer steps per unit, a power of two."""
+    sites: tuple[str, ...]
+    """The survivors, sorted: whose vectors are in the sum."""
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """The sum in real numbers, newly formed on every access (8 bytes a coordinate)."""
+        return np.multiply(self.integers, 1.0 / self.scale, dtype=np.float64)
+
+
+class SealJournal(Protocol):
+    """Durable memory of what a site has sealed. It outlives the process."""
+
+    def record(self, key: str, digest: bytes) -> None:
+        """Remember, before it is sent, that `key` was sealed with these bytes; raise if with any others before."""
+
+
+class SitePart(Protocol):
+    """One site's side of one sum. Each leg is taken once, in order; a refused message ends the part."""
+
+    def hello(self) -> bytes:
+        """Fresh public keys, signed."""
+
+    def share(self, roster: bytes) -> bytes:
+        """Check everybody's keys and deal out shares of this site's secrets."""
+
+    def seal(self, shares: bytes, values: NDArray[np.floating]) -> Iterator[bytes]:
+        """Seal the vector for those who shared; the chunks, in order, each at most 512 KiB.
+
+        Everything is checked, sealed and journalled before the iterator is returned.
+
+        Raises:
+            ValueError: the values are of wrong length or type, NaN or infinite. Nothing has been done.
+            SealedTwice, or what else the journal raises: nothing has been sent.
+        """
+
+    def confirm(self, survivors: bytes) -> bytes:
+        """Sign the set of survivors, the only one that this site will ever sign in this sum."""
+
+    def release(self, confirmations: bytes) -> bytes:
+        """Give one share of every site, once enough survivors have signed the same set."""
+
+
+class CoordinatorPart(Protocol):
+    """The coordinator's side of one sum. It holds no secret."""
+
+    def absorb(self, leg: str, site: str, message: bytes) -> None:
+        """Take in one message of a site. A refused message changes nothing.
+
+        Raises:
+            MessageRefused: the leg is not open, the site is not in it, has delivered before, or the message is bad.
+            OSError: no room for a vector of several chunks; the attempt cannot go on.
+        """
+
+    def is_complete(self, leg: str, site: str) -> bool:
+        """Whether the site has delivered everything of the leg."""
+
+    def close_leg(self, leg: str) -> dict[str, bytes]:
+        """End the leg without those who have not delivered; the message of the next leg for each site still in.
+
+        Raises:
+            QuorumLost: too few sites are left.
+            MessageRefused: in `release`, the shares that a site dealt out contradict its hello.
+            SumImpossible: in `release`, the sum cannot stem from honest sites.
+        """
+
+    def result(self) -> SumResult:
+        """The sum, after `release` is closed."""

@@ -1,0 +1,417 @@
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import sqlalchemy
+from pydantic import ValidationError
+
+from model.schema import CategoryColumn, LabelColumn, NumericColumn, TableSchema
+from participant.config import DataSource
+from participant.data import SiteData, load_table
+from participant.errors import DataError
+
+TABLE = TableSchema(
+    name="small",
+    version=1,
+    columns=(
+        NumericColumn(
+            name="chol",
+            unit="mg/dl",
+            minimum=50,
+            maximum=1000,
+            bins=(100, 200, 300),
+            missing=("0",),
+        ),
+        CategoryColumn(name="thal", categories=("3", "6", "7")),
+        NumericColumn(
+            name="age", unit="year", minimum=18, maximum=120, bins=(40, 60), nullable=False
+        ),
+    ),
+    label=LabelColumn(name="num", positive_above=0),
+)
+HEADER = "chol,thal,age,num"
+ROWS = tuple(f"{200 + i}.5,{(3, 6, 7)[i % 3]}.0,{40 + i},{i % 3}" for i in range(12))
+
+
+def write_csv(folder: Path, *, header: str = HEADER, rows: tuple[str, ...] = ROWS) -> DataSource:
+    path = folder / "patients.csv"
+    path.write_text("\n".join((header, *rows)) + "\n", encoding="utf-8")
+    return DataSource(kind="csv", path=path)
+
+
+def with_row(index: int, row: str) -> tuple[str, ...]:
+    return (*ROWS[:index], row, *ROWS[index + 1 :])
+
+
+def frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "chol": [200.5 + i for i in range(12)],
+            "thal": [(3, 6, 7)[i % 3] for i in range(12)],
+            "age": [40 + i for i in range(12)],
+            "num": [i % 3 for i in range(12)],
+            "name": ["secret"] * 12,
+        }
+    )
+
+
+def write_sqlite(folder: Path, table: pd.DataFrame) -> Path:
+    path = folder / "patients.db"
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}", poolclass=sqlalchemy.NullPool)
+    with engine.begin() as connection:
+        table.to_sql("patients", connection, index=False)
+    engine.dispose()
+    return path
+
+
+def assert_is_the_small_table(data: SiteData) -> None:
+    np.testing.assert_array_equal(data.values_NF[:, 0], np.arange(12, dtype=np.float32) + 200.5)
+    np.testing.assert_array_equal(data.values_NF[:, 1], np.arange(12) % 3)
+    np.testing.assert_array_equal(data.values_NF[:, 2], np.arange(12) + 40)
+    np.testing.assert_array_equal(data.labels_N, (np.arange(12) % 3 > 0).astype(np.float32))
+    assert (data.values_NF.dtype, data.labels_N.dtype) == (np.float32, np.float32)
+
+
+def test_csv_becomes_numbers_and_category_indices(tmp_path: Path) -> None:
+    data = load_table(write_csv(tmp_path), TABLE)
+
+    assert_is_the_small_table(data)
+    assert data.ignored_columns == ()
+
+
+def test_parquet_gives_the_same_as_csv(tmp_path: Path) -> None:
+    frame().to_parquet(tmp_path / "patients.parquet")
+
+    data = load_table(DataSource(kind="parquet", path=tmp_path / "patients.parquet"), TABLE)
+
+    assert_is_the_small_table(data)
+    assert data.ignored_columns == ("name",)
+
+
+def test_parquet_of_text_columns_gives_the_same(tmp_path: Path) -> None:
+    frame().astype("str").to_parquet(tmp_path / "patients.parquet")
+
+    assert_is_the_small_table(
+        load_table(DataSource(kind="parquet", path=tmp_path / "patients.parquet"), TABLE)
+    )
+
+
+def test_database_table_gives_the_same_as_csv(tmp_path: Path) -> None:
+    path = write_sqlite(tmp_path, frame())
+
+    data = load_table(DataSource(kind="database", url=f"sqlite:///{path}", table="patients"), TABLE)
+
+    assert_is_the_small_table(data)
+    assert data.ignored_columns == ("name",)
+
+
+def test_database_query_with_a_colon_and_a_semicolon_is_read(tmp_path: Path) -> None:
+    path = write_sqlite(tmp_path, frame())
+    query = "SELECT chol, thal, age, num FROM patients WHERE name <> ':x';"
+
+    assert_is_the_small_table(
+        load_table(DataSource(kind="database", url=f"sqlite:///{path}", query=query), TABLE)
+    )
+
+
+def test_database_nulls_are_missing_values(tmp_path: Path) -> None:
+    table = frame().astype({"thal": "object"})
+    table.loc[3, "chol"] = None
+    table.loc[4, "thal"] = None
+    path = write_sqlite(tmp_path, table)
+
+    data = load_table(DataSource(kind="database", url=f"sqlite:///{path}", table="patients"), TABLE)
+
+    assert np.argwhere(np.isnan(data.values_NF)).tolist() == [[3, 0], [4, 1]]
+
+
+def test_database_is_not_changed_by_a_query_that_writes(tmp_path: Path) -> None:
+    path = write_sqlite(tmp_path, frame())
+    before = path.read_bytes()
+    query = "WITH x AS (SELECT 1) DELETE FROM patients RETURNING chol, thal, age, num"
+
+    with pytest.raises(DataError) as caught:
+        load_table(DataSource(kind="database", url=f"sqlite:///{path}", query=query), TABLE)
+
+    assert "readonly" in caught.value.local_message
+    assert path.read_bytes() == before
+
+
+def test_missing_database_file_is_not_created(tmp_path: Path) -> None:
+    source = DataSource(kind="database", url=f"sqlite:///{tmp_path / 'typo.db'}", table="patients")
+
+    with pytest.raises(DataError) as caught:
+        load_table(source, TABLE)
+
+    assert "does not exist" in caught.value.local_message
+    assert not (tmp_path / "typo.db").exists()
+
+
+def test_database_url_comes_from_a_private_file(tmp_path: Path) -> None:
+    path = write_sqlite(tmp_path, frame())
+    secret = tmp_path / "database.url"
+    secret.write_text(f"sqlite:///{path}\n")
+    secret.chmod(0o600)
+
+    assert_is_the_small_table(
+        load_table(DataSource(kind="database", url_file=secret, table="patients"), TABLE)
+    )
+
+
+def test_database_url_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    secret = tmp_path / "database.url"
+    secret.write_text("postgresql://site:hunter2@localhost/x")
+    secret.chmod(0o640)
+
+    with pytest.raises(DataError) as caught:
+        load_table(DataSource(kind="database", url_file=secret, table="patients"), TABLE)
+
+    assert "chmod 600" in caught.value.local_message
+    assert "hunter2" not in caught.value.local_message
+
+
+def test_password_in_the_configured_url_is_refused() -> None:
+    with pytest.raises(ValidationError, match="url_file"):
+        DataSource(kind="database", url="postgresql://site:hunter2@localhost/x", table="patients")
+
+
+@pytest.mark.parametrize(
+    "query", ["DROP TABLE patients", "SELECT 1; DROP TABLE patients", "selection"]
+)
+def test_query_that_is_not_one_select_is_refused(query: str) -> None:
+    with pytest.raises(ValidationError, match="one SELECT"):
+        DataSource(kind="database", url="sqlite:///x.db", query=query)
+
+
+@pytest.mark.parametrize("cell", ["", "?", "NA", "NaN", "nan", " NA ", "0", "0.0", "0.00"])
+def test_spellings_of_missing_become_nan(tmp_path: Path, cell: str) -> None:
+    data = load_table(write_csv(tmp_path, rows=with_row(2, f"{cell},3,50,1")), TABLE)
+
+    assert np.argwhere(np.isnan(data.values_NF)).tolist() == [[2, 0]]
+
+
+@pytest.mark.parametrize("cell", ["6", "6.0", "6.", " 6 ", "6.000"])
+def test_category_codes_match_however_numbers_are_written(tmp_path: Path, cell: str) -> None:
+    assert (
+        load_table(write_csv(tmp_path, rows=with_row(2, f"200,{cell},50,1")), TABLE).values_NF[2, 1]
+        == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "problem"),
+    [
+        ("12abc,3,50,1", "chol", "12abc", "Expected a number"),
+        ('"5,2",3,50,1', "chol", "5,2", "decimal point"),
+        ("inf,3,50,1", "chol", "inf", "finite"),
+        ("1e400,3,50,1", "chol", "1e400", "finite"),
+        ("5.2,3,50,1", "chol", "5.2", "50 to 1000 mg/dl: is the column in another unit?"),
+        ("1001,3,50,1", "chol", "1001", "50 to 1000"),
+        ("200,4,50,1", "thal", "4", "one of the categories ('3', '6', '7')"),
+        ("200,06,50,1", "thal", "06", "categories"),
+        ("200,3,,1", "age", "", "required in every row"),
+        ("200,3,50,", "num", "", "required in every row"),
+        ("200,3,50,yes", "num", "yes", "Expected a number"),
+    ],
+)
+def test_bad_value_is_named_with_column_row_and_line(
+    tmp_path: Path, row: str, column: str, value: str, problem: str
+) -> None:
+    source = write_csv(tmp_path, rows=with_row(4, row))
+
+    with pytest.raises(DataError) as caught:
+        load_table(source, TABLE)
+
+    error = caught.value
+    assert (error.column, error.row, error.line, error.value) == (column, 5, 6, value)
+    assert problem in error.local_message
+    assert (
+        f'patients.csv, column "{column}", row 5 (line 6): found "{value}"' in error.local_message
+    )
+
+
+def test_what_may_leave_the_site_names_no_row_column_or_value(tmp_path: Path) -> None:
+    source = write_csv(tmp_path, rows=with_row(4, "98765,3,50,1"))
+
+    with pytest.raises(DataError) as caught:
+        load_table(source, TABLE)
+
+    assert "98765" in caught.value.local_message
+    assert "98765" not in f"{caught.value!s}{caught.value!r}"
+    assert "chol" not in f"{caught.value!s}{caught.value!r}"
+
+
+def test_control_characters_of_a_value_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    source = write_csv(tmp_path, rows=with_row(4, f"\x1b[2J{'x' * 100},3,50,1"))
+
+    with pytest.raises(DataError) as caught:
+        load_table(source, TABLE)
+
+    assert caught.value.value == "?[2J" + "x" * 36
+
+
+def test_line_counts_quoted_line_ends_and_blank_lines(tmp_path: Path) -> None:
+    rows = ('200,3,50,1,"two\nlines"', "", "9,3,50,1,x", *(f"{row}," for row in ROWS))
+
+    with pytest.raises(DataError) as caught:
+        load_table(write_csv(tmp_path, header=f"{HEADER},note", rows=rows), TABLE)
+
+    assert (caught.value.row, caught.value.line) == (2, 5)
+
+
+@pytest.mark.parametrize("row", ["200,3,50", "200,3,50,1,9", "   "])
+def test_row_with_another_number_of_fields_is_refused(tmp_path: Path, row: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load_table(write_csv(tmp_path, rows=with_row(4, row)), TABLE)
+
+    assert (caught.value.row, caught.value.line) == (5, 6)
+    assert "where the header has 4" in caught.value.local_message
+
+
+def test_missing_column_is_named_with_what_was_found(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_table(write_csv(tmp_path, header="Chol,thal,age,num"), TABLE)
+
+    assert caught.value.column == "chol"
+    assert 'found are Chol, thal, age, num. Is it "Chol"?' in caught.value.local_message
+
+
+def test_header_with_semicolons_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_table(write_csv(tmp_path, header="chol;thal;age;num"), TABLE)
+
+    assert "a comma is expected" in caught.value.local_message
+
+
+def test_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    rows = tuple(f"{row},1" for row in ROWS)
+
+    with pytest.raises(DataError) as caught:
+        load_table(write_csv(tmp_path, header="chol,thal,age,num,chol", rows=rows), TABLE)
+
+    assert "stands there 2 times" in caught.value.local_message
+
+
+def test_extra_columns_are_ignored_and_listed(tmp_path: Path) -> None:
+    rows = tuple(f"{row},Jane Doe" for row in ROWS)
+
+    data = load_table(write_csv(tmp_path, header=f"{HEADER},name", rows=rows), TABLE)
+
+    assert_is_the_small_table(data)
+    assert data.ignored_columns == ("name",)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_empty_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "patients.csv"
+    path.write_text(text)
+
+    with pytest.raises(DataError) as caught:
+        load_table(DataSource(kind="csv", path=path), TABLE)
+
+    assert "is empty" in caught.value.local_message
+
+
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_too_few_patients_cannot_train(tmp_path: Path, count: int) -> None:
+    with pytest.raises(DataError) as caught:
+        load_table(write_csv(tmp_path, rows=ROWS[:count]), TABLE)
+
+    assert f"holds {count} patient(s); a site needs at least 10" in caught.value.local_message
+
+
+def test_ten_patients_are_enough(tmp_path: Path) -> None:
+    assert len(load_table(write_csv(tmp_path, rows=ROWS[:10]), TABLE).labels_N) == 10
+
+
+def test_column_without_variance_and_labels_of_one_class_are_fine(tmp_path: Path) -> None:
+    data = load_table(write_csv(tmp_path, rows=("200,3,50,1",) * 10), TABLE)
+
+    assert data.labels_N.tolist() == [1.0] * 10
+
+
+def test_column_that_is_missing_everywhere_is_fine(tmp_path: Path) -> None:
+    data = load_table(write_csv(tmp_path, rows=("0,,50,1",) * 10), TABLE)
+
+    assert np.isnan(data.values_NF[:, :2]).all()
+
+
+def test_missing_file_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_table(DataSource(kind="csv", path=tmp_path / "absent.csv"), TABLE)
+
+    assert "cannot be read: No such file" in caught.value.local_message
+
+
+def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "patients.csv"
+    path.write_bytes("\n".join((HEADER, *with_row(3, "200,ü,50,1"))).encode("latin-1"))
+
+    with pytest.raises(DataError) as caught:
+        load_table(DataSource(kind="csv", path=path), TABLE)
+
+    assert "UTF-8" in caught.value.local_message
+
+
+def test_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "patients.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join((HEADER, *ROWS)).encode())
+
+    assert_is_the_small_table(load_table(DataSource(kind="csv", path=path), TABLE))
+
+
+def test_file_that_is_not_parquet_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "patients.parquet"
+    path.write_bytes(os.urandom(100))
+
+    with pytest.raises(DataError) as caught:
+        load_table(DataSource(kind="parquet", path=path), TABLE)
+
+    assert "not a readable Parquet file" in caught.value.local_message
+
+
+def test_parquet_infinity_is_refused(tmp_path: Path) -> None:
+    table = frame()
+    table.loc[6, "chol"] = np.inf
+    table.to_parquet(tmp_path / "patients.parquet")
+
+    with pytest.raises(DataError) as caught:
+        load_table(DataSource(kind="parquet", path=tmp_path / "patients.parquet"), TABLE)
+
+    assert (caught.value.column, caught.value.row, caught.value.line) == ("chol", 7, None)
+
+
+def test_parquet_booleans_are_the_codes_0_and_1(tmp_path: Path) -> None:
+    table = TableSchema(
+        name="flags",
+        version=1,
+        columns=(CategoryColumn(name="exang", categories=("0", "1")),),
+        label=LabelColumn(name="num", positive_above=0),
+    )
+    pd.DataFrame({"exang": [True, False] * 5, "num": [False, True] * 5}).to_parquet(
+        tmp_path / "p.parquet"
+    )
+
+    data = load_table(DataSource(kind="parquet", path=tmp_path / "p.parquet"), table)
+
+    assert data.values_NF[:2, 0].tolist() == [1.0, 0.0]
+    assert data.labels_N[:2].tolist() == [0.0, 1.0]
+
+
+def test_repr_shows_no_record(tmp_path: Path) -> None:
+    assert repr(load_table(write_csv(tmp_path), TABLE)) == "SiteData(ignored_columns=())"
+
+
+def test_two_hundred_thousand_rows_are_read_in_seconds(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(1).uniform(60, 900, 200_000)
+    rows = tuple(f"{number:.9f},7.0,{40 + index % 50},1" for index, number in enumerate(numbers))
+    source = write_csv(tmp_path, rows=rows)
+
+    start = time.process_time()
+    data = load_table(source, TABLE)
+
+    assert time.process_time() - start < 5.0
+    np.testing.assert_allclose(data.values_NF[:, 0], numbers, rtol=1e-6)

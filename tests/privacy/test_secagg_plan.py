@@ -1,0 +1,92 @@
+"""Plans, contexts and keys with which no part is started."""
+
+import pytest
+
+from privacy.secagg.secure_sum import MemoryJournal, coordinator_part, site_part
+from tests.privacy.secagg_cohort import (
+    IDENTITIES,
+    make_context,
+    make_plan,
+    public_keys,
+)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_a_cohort_that_the_plan_does_not_fit_is_refused(count):
+    with pytest.raises(ValueError, match="Expected 4 to 5 sites"):
+        coordinator_part(
+            make_plan(), context=make_context(), keys=public_keys(list(IDENTITIES)[:count])
+        )
+
+
+def test_a_threshold_of_two_thirds_is_refused_by_both_sides():
+    keys = public_keys(list(IDENTITIES)[:6])
+    plan = make_plan(max_sites=6, threshold=4)
+    with pytest.raises(ValueError, match="threshold=4 >= 5 for 6 sites"):
+        coordinator_part(plan, context=make_context(), keys=keys)
+    with pytest.raises(ValueError, match="threshold=4 >= 5 for 6 sites"):
+        site_part(
+            plan,
+            site="site-0",
+            context=make_context(),
+            identity=IDENTITIES["site-0"],
+            keys=keys,
+            journal=MemoryJournal(),
+        )
+
+
+def test_a_site_refuses_keys_that_do_not_hold_its_own():
+    keys = public_keys(list(IDENTITIES)[:5]) | {"site-0": bytes(32)}
+    with pytest.raises(ValueError, match='own identity key under "site-0"'):
+        site_part(
+            make_plan(),
+            site="site-0",
+            context=make_context(),
+            identity=IDENTITIES["site-0"],
+            keys=keys,
+            journal=MemoryJournal(),
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"site-1": IDENTITIES["site-0"].public_key().public_bytes_raw()}, "under two names"),
+        ({"site-1": bytes(31)}, 'site "site-1", got 31'),
+        ({"Site 1": bytes(32)}, "'Site 1'"),
+    ],
+)
+def test_identity_keys_that_are_not_sound_are_refused(change, why):
+    keys = public_keys(list(IDENTITIES)[:4]) | change
+    with pytest.raises(ValueError, match=why):
+        coordinator_part(make_plan(), context=make_context(), keys=keys)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_sites": 65},
+        {"max_sites": 1},
+        {"quorum": 1},
+        {"quorum": 6},
+        {"threshold": 1},
+        {"threshold": 6},
+        {"dimension": 0},
+        {"dimension": 2**30 + 1},
+        {"value_range": float("nan")},
+        {"value_range": 0.0},
+        {"value_range": float("inf")},
+        {"scheme": "trust-me"},
+    ],
+)
+def test_a_plan_out_of_bounds_is_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        make_plan(**change)
+
+
+@pytest.mark.parametrize(
+    "change", [{"run_id": ""}, {"round": -1}, {"attempt": -1}, {"plan_digest": b"x"}]
+)
+def test_a_context_out_of_bounds_is_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        make_context(**change)
