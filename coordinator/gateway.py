@@ -17,7 +17,7 @@ import logging
 import re
 import ssl
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,6 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.applications import Starlette
-from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -46,6 +45,7 @@ UPSTREAM_SECONDS = 25.0
 RETRY_SECONDS = 0.25
 NODE_KEY_HEADER = "flwr-public-key"
 PASSED_HEADERS = ("accept", "content-type", "traceparent")
+RETURNED_HEADERS = ("content-type", "content-length")
 PASSED_PREFIX = "flwr-"
 CERTIFICATE = "concord.client_certificate"
 
@@ -109,6 +109,9 @@ class Gateway:
         call = request.path_params["call"]
         if FLEET_CALL.fullmatch(call) is None:
             return _not_found(request)
+        header_bytes = sum(len(name) + len(value) for name, value in request.scope["headers"])
+        if header_bytes > MAX_HEADER_BYTES:
+            return PlainTextResponse(f"Headers are limited to {MAX_HEADER_BYTES} bytes.", 431)
         certificate: bytes = request.scope[CERTIFICATE]
         site = site_of(certificate)
         member = None if site is None else await self._member(site)
@@ -126,10 +129,34 @@ class Gateway:
         except ClientDisconnect:
             return PlainTextResponse("The client left.", status_code=400)
         if body is None:
-            return PlainTextResponse(f"The limit is {MAX_BODY_BYTES} bytes.", status_code=413)
+            # Closed, or the rest of the body would have to be read.
+            closing = {"connection": "close"}
+            return PlainTextResponse(f"The limit is {MAX_BODY_BYTES} bytes.", 413, closing)
         return await self._pass_on(call, request.headers, body)
 
     async def _pass_on(self, call: str, headers: Mapping[str, str], body: bytes) -> Response:
+        answer = await self._ask_superlink(call, headers, body)
+        if answer is None:
+            logger.warning("The SuperLink could not be reached for %s.", call)
+            return _unavailable()
+        if answer.status_code >= 500:
+            logger.warning("The SuperLink answered %d to %s.", answer.status_code, call)
+            await answer.aclose()
+            return _unavailable()
+        returned = {
+            name: value
+            for name, value in answer.headers.items()
+            if name in RETURNED_HEADERS or name.startswith(PASSED_PREFIX)
+        }
+        return StreamingResponse(_parts(answer), answer.status_code, returned)
+
+    async def _ask_superlink(
+        self, call: str, headers: Mapping[str, str], body: bytes
+    ) -> httpx.Response | None:
+        """The SuperLink's answer, its body unread; None when it stayed away for too long.
+
+        A SuperNode itself repeats a call whose connection broke, so repeating it here is nothing new for the SuperLink.
+        """
         passed = {
             name: value
             for name, value in headers.items()
@@ -137,36 +164,26 @@ class Gateway:
         }
         # The answer is passed on byte by byte, so it must not come compressed.
         passed["accept-encoding"] = "identity"
-        # A SuperNode repeats a call whose connection broke, so repeating it here changes nothing for the SuperLink.
         loop = asyncio.get_running_loop()
         deadline = loop.time() + UPSTREAM_SECONDS
-        while True:
+        while loop.time() < deadline:
             request = self._superlink.build_request(
                 "POST", f"/v1/fleet/{call}", headers=passed, content=body
             )
             try:
                 async with asyncio.timeout_at(deadline):
-                    answer = await self._superlink.send(request, stream=True)
-                break
-            except (httpx.TransportError, TimeoutError) as error:
-                if loop.time() + RETRY_SECONDS >= deadline:
-                    logger.warning("SuperLink unreachable for %s: %s", call, type(error).__name__)
-                    return _unavailable()
-            await asyncio.sleep(RETRY_SECONDS)
-        if answer.status_code >= 500:
-            logger.warning("SuperLink answered %d to %s", answer.status_code, call)
-            await answer.aclose()
-            return _unavailable()
-        return StreamingResponse(
-            answer.aiter_raw(),
-            status_code=answer.status_code,
-            headers={
-                name: value
-                for name, value in answer.headers.items()
-                if name in {"content-type", "content-length"} or name.startswith(PASSED_PREFIX)
-            },
-            background=BackgroundTask(answer.aclose),
-        )
+                    return await self._superlink.send(request, stream=True)
+            except (httpx.TransportError, TimeoutError):
+                await asyncio.sleep(RETRY_SECONDS)
+        return None
+
+
+async def _parts(answer: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for part in answer.aiter_raw():
+            yield part
+    finally:
+        await answer.aclose()
 
 
 def _refusal(request: Request, certificate: bytes, member: Member | None) -> str | None:

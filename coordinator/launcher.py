@@ -140,15 +140,16 @@ class Launcher:
         if effort.fruitless >= MAX_FRUITLESS:
             await self._fail(effort)
             return
-        # Counted before the attempt: a Flower that cannot start runs is a fruitless one too.
-        effort.fruitless += 1
         now = asyncio.get_running_loop().time()
         group = self._children.process_group(SUPEREXEC)
         earlier = frozenset() if group is None else serverapp_processes(group)
         try:
             flower_run_id = await self._superlink.start_run(self._app, run_id=effort.run_id)
         except SupervisorError as error:
-            effort.last_reason = str(error)
+            # Tried again for ever: a SuperLink that is away is no fault of the run. Told once.
+            if str(error) != effort.last_reason:
+                effort.last_reason = str(error)
+                await self._note("flower-run-not-started", str(error), effort)
             raise
         logger.info("Flower run %d drives run %s.", flower_run_id, effort.run_id)
         effort.current = _FlowerRun(
@@ -184,8 +185,9 @@ class Launcher:
         loop = asyncio.get_running_loop()
         text = f"Flower run {run.flower_run_id} ended before its run: {reason.strip()}"
         logger.warning("Run %s: %s", effort.run_id, text)
-        await asyncio.to_thread(self._note_incident, "flower-run-ended", text, effort.run_id)
+        await self._note("flower-run-ended", text, effort)
         effort.current = None
+        effort.fruitless += 1
         effort.last_reason = reason.strip()
         effort.delay = self._backoff.after(effort.delay, ran_seconds=loop.time() - run.started)
         effort.not_before = loop.time() + effort.delay
@@ -197,8 +199,11 @@ class Launcher:
             f"The last one: {effort.last_reason} See logs/, mend the cause, and request the run again."
         )
         logger.error("Run %s has failed: %s", effort.run_id, reason)
-        await asyncio.to_thread(self._note_incident, "run-given-up", reason, effort.run_id)
+        await self._note("run-given-up", reason, effort)
         # Taking the run over fences off a ServerApp that may still be alive somewhere.
         lease = await asyncio.to_thread(self._runs.take_over, effort.run_id)
         await asyncio.to_thread(lambda: self._runs.fail(lease, reason=reason))
         self._effort = None
+
+    async def _note(self, kind: str, text: str, effort: _Effort) -> None:
+        await asyncio.to_thread(self._note_incident, kind, text, effort.run_id)

@@ -134,7 +134,9 @@ def charged_events(
     if privacy.count_epsilon > 0:
         events.append(DiscreteLaplace(epsilon=privacy.count_epsilon))
     if privacy.metric_epsilon > 0:
-        events.append(DiscreteLaplace(epsilon=privacy.metric_epsilon, sensitivity=LOSS_GRID, count=attempts))
+        events.append(
+            DiscreteLaplace(epsilon=privacy.metric_epsilon, sensitivity=LOSS_GRID, count=attempts)
+        )
     return tuple(events)
 
 

@@ -33,11 +33,19 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Drives the run that the run configuration names."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
     home = CoordinatorHome(folder=_home())
     config = load_config(home)
     exchange = os.environ.get(EXCHANGE_VARIABLE, f"127.0.0.1:{config.exchange_port}")
-    tls = TlsFiles(ca=home.pki / "ca.crt", certificate=home.pki / "coordinator.crt", key=home.pki / "coordinator.key")
+    tls = TlsFiles(
+        ca=home.pki / "ca.crt",
+        certificate=home.pki / "coordinator.crt",
+        key=home.pki / "coordinator.key",
+    )
     ledger = open_ledger(home.ledger_url(config))
     run_id = str(context.run_config["run-id"])
     lease = ledger.runs.take_over(run_id, flower_run_id=context.run_id)
@@ -64,7 +72,9 @@ def main(grid: Grid, context: Context) -> None:
 def _home() -> Path:
     folder = os.environ.get(HOME_VARIABLE)
     if not folder:
-        raise ConfigError(f'{HOME_VARIABLE} is not set. The ServerApp is started by "coordinator serve", not by hand.')
+        raise ConfigError(
+            f'{HOME_VARIABLE} is not set. The ServerApp is started by "coordinator serve", not by hand.'
+        )
     return Path(folder)
 
 

@@ -136,7 +136,9 @@ class TrainingRun:
             seed = secrets.randbits(62) if self._spec.seed is None else self._spec.seed
             weights = model_to_vector(build_model(self._spec.model, self._spec.table, seed=seed))
             base = self._store_model(weights)
-            self._ledger.runs.record_start_model(self._lease, sha256=base.sha256, size_bytes=base.bytes)
+            self._ledger.runs.record_start_model(
+                self._lease, sha256=base.sha256, size_bytes=base.bytes
+            )
             return base, 0, ServerOptimizer(self._spec.server)
         stored = read_model(self._checkpoints.require(last.model_sha256))
         moments = None
@@ -166,11 +168,13 @@ class TrainingRun:
                 reason = f"{type(error).__name__}: {error}"
                 log.warning("round %d, attempt %d aborted: %s", number, attempt, reason)
                 self._sessions.close_session(plan.session_id, reason="aborted")
-                self._ledger.rounds.abort_attempt(self._lease, round=number, attempt=attempt, reason=reason)
+                self._ledger.rounds.abort_attempt(
+                    self._lease, round=number, attempt=attempt, reason=reason
+                )
                 optimizer = ServerOptimizer(self._spec.server, moments)
         raise QuorumError(
             f"Run {self._run_id}, round {number}: the {self._spec.spare_attempts} spare attempts that the privacy budget "
-            f"was calibrated for are used up. The last committed round is the truth; see \"coordinator ledger show\" for "
+            f'was calibrated for are used up. The last committed round is the truth; see "coordinator ledger show" for '
             f"what went wrong, then start a new run."
         )
 
@@ -294,7 +298,9 @@ class TrainingRun:
         try:
             return unpack_sum(summation.result.values, update_range=plan.update_range)
         except ValueError as error:
-            raise AggregationError(f"Run {plan.run_id}, round {plan.round}: {error} The attempt is aborted.") from error
+            raise AggregationError(
+                f"Run {plan.run_id}, round {plan.round}: {error} The attempt is aborted."
+            ) from error
 
     def _wait_for_sites(self) -> list[str]:
         """Names of the enrolled sites that are online: all that were asked for, or a quorum after `join_seconds`.
@@ -310,11 +316,11 @@ class TrainingRun:
             if len(online) >= self._spec.sites or (
                 waited > self._spec.timing.join_seconds and len(online) >= self._spec.quorum
             ):
-                return online[: MAX_SITES]
+                return online[:MAX_SITES]
             if waited > self._spec.timing.online_seconds:
                 raise QuorumError(
                     f"Run {self._run_id}: {len(online)} sites online ({', '.join(online) or 'none'}) after {waited:.0f} s, "
-                    f"quorum {self._spec.quorum}. Ask the missing sites to start \"participant run\", then start the run again."
+                    f'quorum {self._spec.quorum}. Ask the missing sites to start "participant run", then start the run again.'
                 )
             time.sleep(ONLINE_POLL_SECONDS)
 
@@ -332,7 +338,12 @@ def require_node(site: Site) -> int:
 
 
 def round_outcome(
-    plan: RoundPlan, summation: Summation, mean: MeanContribution, *, model: NewModel, seconds: float
+    plan: RoundPlan,
+    summation: Summation,
+    mean: MeanContribution,
+    *,
+    model: NewModel,
+    seconds: float,
 ) -> RoundOutcome:
     """What the ledger keeps of a round: who took part, what they charged, and the released metric."""
     participations = tuple(
@@ -358,10 +369,14 @@ def round_outcome(
         for site, record in summation.sites.items()
         if record.receipt is not None
     )
-    released_with = "secure sum" if plan.privacy.mechanism == "none" else "secure sum, discrete Laplace"
+    released_with = (
+        "secure sum" if plan.privacy.mechanism == "none" else "secure sum, discrete Laplace"
+    )
     metrics = (
         (Metric(name="training_loss", value=mean.loss, released_with=released_with),)
         if plan.privacy.mechanism == "none" or plan.privacy.metric_epsilon > 0
         else ()
     )
-    return RoundOutcome(model=model, participations=participations, charges=charges, metrics=metrics)
+    return RoundOutcome(
+        model=model, participations=participations, charges=charges, metrics=metrics
+    )

@@ -55,6 +55,7 @@ CREATE TRIGGER charge_is_never_deleted BEFORE DELETE ON charge
     BEGIN SELECT RAISE(ABORT, 'charges are never deleted'); END;
 CREATE TRIGGER charge_follows_the_last BEFORE INSERT ON charge
     WHEN NEW.number <> (SELECT COALESCE(MAX(number), 0) + 1 FROM charge)
+        OR EXISTS (SELECT 1 FROM charge WHERE intent = NEW.intent)  -- INSERT OR REPLACE fires no delete trigger
     BEGIN SELECT RAISE(ABORT, 'charges are only appended'); END;
 CREATE TRIGGER identity_is_never_updated BEFORE UPDATE ON identity
     BEGIN SELECT RAISE(ABORT, 'identity is never updated'); END;
@@ -153,7 +154,6 @@ def budget_transaction(path: Path, identity: Identity) -> Iterator[sqlite3.Conne
             sqlite3.connect(uri, uri=True, isolation_level=None, timeout=LOCK_SECONDS)
         ) as connection:
             connection.execute("PRAGMA trusted_schema = OFF")
-            connection.execute("PRAGMA recursive_triggers = ON")  # triggers see INSERT OR REPLACE
             connection.execute("PRAGMA synchronous = EXTRA")
             connection.execute("BEGIN IMMEDIATE")
             try:

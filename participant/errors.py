@@ -56,7 +56,7 @@ class DataError(ParticipantError):
     ) -> None:
         super().__init__(
             "The site's table does not fit the published schema. The site's administrator sees where with "
-            '"participant check".'
+            '"participant data check".'
         )
         self.source = source
         self.problem = problem

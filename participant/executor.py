@@ -48,8 +48,9 @@ logger = logging.getLogger(__name__)
 
 APP = "participant.client_app:app"
 ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
-POLL_SECONDS = 0.05
-"""Between two questions for a task while the SuperNode answers."""
+POLL_SECONDS = 0.1
+"""Between two questions for a task while the SuperNode answers. Each costs the two processes 4 ms of CPU (measured at
+50 ms: 8 % of a core per site), and a task waits 50 ms for it on average, in rounds of seconds."""
 LONGEST_WAIT_SECONDS = 5.0
 """Between two questions while it does not."""
 PUSH_TRIES = 3
@@ -94,6 +95,10 @@ class Executor:
                 master_secret=secret, protected_methods=frozenset({ACQUIRE_TASK})
             )
         )
+
+    def close(self) -> None:
+        """Closes the connection to the SuperNode."""
+        self._claims.close()
 
     def serve(self) -> None:
         """Polls and runs tasks for ever; a SuperNode that is away is waited for."""

@@ -132,21 +132,18 @@ class Outbox:
                 continue
         return None
 
-    def forget_run(self, run_id: str) -> int:
-        """Removes the payloads of a finished run and keeps their digests; bytes freed. Safe to repeat."""
-        freed = 0
-        folder = self.folder / _file_name(run_id)
-        for path in sorted(folder.glob(f"*{ENTRY}")):
-            with path.open("rb") as file:
-                header = file.readline(MAX_HEADER_BYTES)
-            digest_path = path.with_suffix(DIGEST)
-            if not digest_path.exists():
-                write_durably(digest_path, (header,), replace=False)
-            freed += path.stat().st_size
-            path.unlink()
-        if freed:
-            sync_folder(folder)
-        return freed
+    def forget(self, key: OutboxKey) -> None:
+        """Removes the payload of an entry that will not be sent again and keeps its digest. Safe to repeat."""
+        path = self._path(key, ENTRY)
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            header = file.readline(MAX_HEADER_BYTES)
+        digest_path = path.with_suffix(DIGEST)
+        if not digest_path.exists():
+            write_durably(digest_path, (header,), replace=False)
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
     def _run_folder(self, key: OutboxKey) -> Path:
         return self.folder / _file_name(key.run_id)

@@ -17,8 +17,15 @@ from pathlib import Path
 
 import torch
 
-from coordinator.wire.channel import COORDINATOR, Channel, ChannelTimeout, Frame, SessionTicket, TlsFiles
 from coordinator.wire.bundle import BUNDLE_SHA256
+from coordinator.wire.channel import (
+    COORDINATOR,
+    Channel,
+    ChannelTimeout,
+    Frame,
+    SessionTicket,
+    TlsFiles,
+)
 from coordinator.wire.connect import open_channel
 from coordinator.wire.plan import PlanError, RoundPlan, verify_plan
 from coordinator.wire.receipt import RoundReceipt, encode_receipt
@@ -83,9 +90,13 @@ class Participation:
                 released beyond what the error's stage says, and the budget keeps what was charged.
         """
         plan = verify_plan(task.plan, self._coordinator_key)
-        ticket = SessionTicket(session_id=plan.session_id, endpoint=self._config.site, ticket=task.ticket)
+        ticket = SessionTicket(
+            session_id=plan.session_id, endpoint=self._config.site, ticket=task.ticket
+        )
         tls = TlsFiles(
-            ca=self._files.ca_certificate, certificate=self._files.tls_certificate, key=self._files.tls_key
+            ca=self._files.ca_certificate,
+            certificate=self._files.tls_certificate,
+            key=self._files.tls_key,
         )
         with open_channel(self._config.exchange, session=ticket, credentials=tls) as channel:
             try:
@@ -130,9 +141,13 @@ class Participation:
             journal=self._seals,
         )
 
-    def _contribute(self, plan: RoundPlan, channel: Channel, part: SitePart, charge: Charge | None) -> None:
+    def _contribute(
+        self, plan: RoundPlan, channel: Channel, part: SitePart, charge: Charge | None
+    ) -> None:
         started = time.monotonic()
-        path = channel.fetch_model(sha256=plan.base_model, size=plan.base_model_bytes, into=self._models)
+        path = channel.fetch_model(
+            sha256=plan.base_model, size=plan.base_model_bytes, into=self._models
+        )
         base = read_model(path).vector
         patients = self._gate.patients(plan, len(self._data.labels_N))
         vector = self._gate.contribution(
@@ -149,14 +164,18 @@ class Participation:
         )
         self._forget_models(keep=path)
         receipt = self._receipt(plan, charge, seconds=time.monotonic() - started)
-        channel.send(to=COORDINATOR, kind=RECEIPT, payload=encode_receipt(receipt))
-        send = lambda leg, payload: channel.send(to=COORDINATOR, kind=leg, payload=payload)  # noqa: E731
-        send("share", part.share(self._await(channel, plan, "share")))
+        self._send(channel, RECEIPT, encode_receipt(receipt))
+        self._send(channel, "share", part.share(self._await(channel, plan, "share")))
         for chunk in part.seal(self._await(channel, plan, "seal"), vector):
-            send("seal", chunk)
-        send("confirm", part.confirm(self._await(channel, plan, "confirm")))
-        send("release", part.release(self._await(channel, plan, "release")))
+            self._send(channel, "seal", chunk)
+        self._send(channel, "confirm", part.confirm(self._await(channel, plan, "confirm")))
+        self._send(channel, "release", part.release(self._await(channel, plan, "release")))
         self._await(channel, plan, DONE)
+        self._gate.finish(plan)
+
+    @staticmethod
+    def _send(channel: Channel, kind: str, payload: bytes) -> None:
+        channel.send(to=COORDINATOR, kind=kind, payload=payload)
 
     def _await(self, channel: Channel, plan: RoundPlan, kind: str) -> bytes:
         """The coordinator's message of that kind; others may be waiting for stragglers until the deadline."""

@@ -24,16 +24,25 @@ from participant.budget_file import Charge
 from participant.errors import PolicyRefusal, RoundAborted
 from participant.outbox import Outbox, OutboxKey, StoredSeals
 from participant.policy import SitePolicy
-from participant.training import ModelUpdate, NoisedUpdate
 from privacy.dp.events import DiscreteLaplace, Event, SubsampledGaussian
 from privacy.dp.mechanisms import discrete_laplace
+from privacy.dp.updates import ModelUpdate, NoisedUpdate
 from privacy.randomness import OsRandom
+from privacy.secagg.protocol import seal_key
 
 
 class ReleaseGate:
     """What one site lets out under its budget and policy."""
 
-    def __init__(self, *, site: str, policy: SitePolicy, budget: SiteBudget, outbox: Outbox, seals: StoredSeals) -> None:
+    def __init__(
+        self,
+        *,
+        site: str,
+        policy: SitePolicy,
+        budget: SiteBudget,
+        outbox: Outbox,
+        seals: StoredSeals,
+    ) -> None:
         """Joins the site's durable parts; reads nothing yet."""
         self._site, self._policy = site, policy
         self._budget, self._outbox, self._seals = budget, outbox, seals
@@ -52,8 +61,10 @@ class ReleaseGate:
         if plan.privacy.mechanism == "none":
             return None
         if plan.privacy.count_epsilon > 0:
-            self._budget.reserve(f"{plan.run_id}/count", (DiscreteLaplace(epsilon=plan.privacy.count_epsilon),))
-        intent = f"{plan.run_id}/{plan.round}/{self._attempt_to_send(plan)}"
+            self._budget.reserve(
+                f"{plan.run_id}/count", (DiscreteLaplace(epsilon=plan.privacy.count_epsilon),)
+            )
+        intent = f"{plan.run_id}/{plan.round}/{self._attempt_to_send(plan)}/{plan.base_model}"
         return self._budget.reserve(intent, attempt_events(plan))
 
     def patients(self, plan: RoundPlan, count: int) -> float:
@@ -63,7 +74,9 @@ class ReleaseGate:
         key = OutboxKey(run_id=plan.run_id, name="count")
         stored = self._outbox.get(key)
         if stored is None:
-            noised = discrete_laplace(count, epsilon=plan.privacy.count_epsilon, sensitivity=1, random=self._noise)
+            noised = discrete_laplace(
+                count, epsilon=plan.privacy.count_epsilon, sensitivity=1, random=self._noise
+            )
             stored = str(max(1, noised)).encode()
             self._outbox.put(key, stored)
         return float(stored)
@@ -95,7 +108,7 @@ class ReleaseGate:
             update = train()
             self._require_protected(plan, update)
             vector = pack_contribution(
-                change=update.change,
+                change=update.values,
                 patients=patients,
                 loss_sum=self._released_loss(plan, losses),
                 update_range=plan.update_range,
@@ -104,6 +117,11 @@ class ReleaseGate:
             self._outbox.put(key, vector.tobytes())
             return vector
         return np.frombuffer(stored, np.float32)
+
+    def finish(self, plan: RoundPlan) -> None:
+        """Forgets the vectors of a round that the coordinator has committed; their digests stay."""
+        for attempt in range(1, plan.attempt + 1):
+            self._outbox.forget(self._update_key(plan, attempt))
 
     def _released_loss(self, plan: RoundPlan, losses: Callable[[], NDArray[np.float64]]) -> float:
         """The summed loss: exact without privacy, noised on a grid with it, 0 if the plan spends nothing on it."""
@@ -121,7 +139,11 @@ class ReleaseGate:
         """Order of the release: a plain update passes only under a plan and a policy without privacy."""
         if isinstance(update, NoisedUpdate) and set(update.events) <= set(attempt_events(plan)):
             return
-        if isinstance(update, ModelUpdate) and plan.privacy.mechanism == "none" and not self._policy.require_dp:
+        if (
+            isinstance(update, ModelUpdate)
+            and plan.privacy.mechanism == "none"
+            and not self._policy.require_dp
+        ):
             return
         raise PolicyRefusal(
             clause="require_dp",
@@ -136,7 +158,7 @@ class ReleaseGate:
         for attempt in range(plan.attempt, 0, -1):
             if self._outbox.find(self._update_key(plan, attempt)) is None:
                 continue
-            if not self._seals.was_sealed(f"{plan.run_id}/{plan.round}/{attempt}"):
+            if not self._seals.was_sealed(seal_key(plan.run_id, plan.round, attempt)):
                 return attempt
             if attempt == plan.attempt:
                 raise RoundAborted(
@@ -147,7 +169,9 @@ class ReleaseGate:
 
     @staticmethod
     def _update_key(plan: RoundPlan, attempt: int) -> OutboxKey:
-        return OutboxKey(run_id=plan.run_id, name=f"update/{plan.round}/{plan.base_model}/{attempt}")
+        return OutboxKey(
+            run_id=plan.run_id, name=f"update/{plan.round}/{plan.base_model}/{attempt}"
+        )
 
 
 def attempt_events(plan: RoundPlan) -> tuple[Event, ...]:

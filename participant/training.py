@@ -6,12 +6,11 @@ site's own policy does not demand privacy.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from coordinator.wire.contribution import LOSS_CAP
 from coordinator.wire.plan import RoundPlan
@@ -20,26 +19,10 @@ from model.grad_sample import register_samplers
 from model.parameters import load_vector, model_to_vector
 from participant.data import SiteData
 from privacy.dp.dpsgd import TrainingTask, train
-from privacy.dp.events import Event
+from privacy.dp.updates import ModelUpdate, NoisedUpdate, update_of
 from privacy.randomness import OsRandom, Random, SeededRandom
 
 EVALUATION_ROWS = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelUpdate:
-    """New weights minus base weights [P], computed from records without any protection."""
-
-    change: NDArray[np.float32] = field(repr=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoisedUpdate:
-    """New weights minus base weights [P], clipped per patient and noised in every training step."""
-
-    change: NDArray[np.float32] = field(repr=False)
-    events: tuple[Event, ...]
-    """What releasing it costs; charged before the training began."""
 
 
 def training_task(plan: RoundPlan, *, patients: float) -> TrainingTask:
@@ -82,21 +65,20 @@ def train_update(
     """Trains from `base` [P] on the site's records for the steps that the plan asks for.
 
     Raises:
-        ValueError: the model cannot be trained under the plan; nothing has left the site.
+        ValueError: the model cannot be trained under the plan, or training diverged; nothing has left the site.
     """
     register_samplers()
     model = _model(plan, base)
     model.use_noise_generator(random.torch_generator())
     task = training_task(plan, patients=patients)
     inputs, labels = torch.from_numpy(data.values_NF), torch.from_numpy(data.labels_N)
-    train(model, inputs, labels, binary_loss, task, random, progress)
-    change = model_to_vector(model) - base
-    if task.clipping_norm is None:
-        return ModelUpdate(change=change)
-    return NoisedUpdate(change=change, events=task.events)
+    summary = train(model, inputs, labels, binary_loss, task, random, progress)
+    return update_of(start=base, trained=model_to_vector(model), summary=summary)
 
 
-def clipped_losses(plan: RoundPlan, data: SiteData, *, base: NDArray[np.float32]) -> NDArray[np.float64]:
+def clipped_losses(
+    plan: RoundPlan, data: SiteData, *, base: NDArray[np.float32]
+) -> NDArray[np.float64]:
     """Loss of the base model on every record, clipped to [0, LOSS_CAP] [N]; not yet protected."""
     model = _model(plan, base).eval()
     losses = []
@@ -111,7 +93,7 @@ def clipped_losses(plan: RoundPlan, data: SiteData, *, base: NDArray[np.float32]
 
 def binary_loss(logits_B: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of each patient [B]."""
-    return F.binary_cross_entropy_with_logits(logits_B, labels_B, reduction="none")
+    return binary_cross_entropy_with_logits(logits_B, labels_B, reduction="none")
 
 
 def _model(plan: RoundPlan, base: NDArray[np.float32]) -> TabularModel:

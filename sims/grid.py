@@ -40,10 +40,18 @@ class InProcessGrid(Grid):
         self._client_app = client_app
         self._run = Run.create_empty(RUN_ID)
         self._contexts = {
-            node_id: Context(run_id=RUN_ID, node_id=node_id, node_config=dict(config), state=RecordDict(), run_config={})
+            node_id: Context(
+                run_id=RUN_ID,
+                node_id=node_id,
+                node_config=dict(config),
+                state=RecordDict(),
+                run_config={},
+            )
             for node_id, config in node_configs.items()
         }
-        self._pool = ThreadPoolExecutor(max_workers=max(1, len(node_configs)), thread_name_prefix="site")
+        self._pool = ThreadPoolExecutor(
+            max_workers=max(1, len(node_configs)), thread_name_prefix="site"
+        )
         self._replies: dict[str, Future[bytes]] = {}
         self.bytes_pushed = 0
         self.bytes_pulled = 0
@@ -62,7 +70,12 @@ class InProcessGrid(Grid):
         return self._run
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """A message to a node."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -79,7 +92,9 @@ class InProcessGrid(Grid):
             message.metadata.__dict__["_message_id"] = identifier
             payload = message_to_proto(message).SerializeToString()
             self.bytes_pushed += len(payload)
-            self._replies[identifier] = self._pool.submit(self._work, message.metadata.dst_node_id, payload)
+            self._replies[identifier] = self._pool.submit(
+                self._work, message.metadata.dst_node_id, payload
+            )
             identifiers.append(identifier)
         return identifiers
 
@@ -90,7 +105,9 @@ class InProcessGrid(Grid):
         self.bytes_pulled += sum(map(len, payloads))
         return [message_from_proto(ProtoMessage.FromString(payload)) for payload in payloads]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Pushes and waits for all replies, or for `timeout` seconds."""
         identifiers = list(self.push_messages(messages))
         wait([self._replies[i] for i in identifiers], timeout=timeout)
@@ -100,8 +117,10 @@ class InProcessGrid(Grid):
         message = message_from_proto(ProtoMessage.FromString(payload))
         try:
             reply = self._client_app(message=message, context=self._contexts[node_id])
-        except Exception as error:  # noqa: BLE001 - a site's failure is that site's reply, as in its executor
+        except Exception as error:  # a site's failure is that site's reply, as in its executor
             log.exception("site of node %s failed", node_id)
             reason = f"{type(error).__name__}: see the site's log"
-            reply = Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
-        return message_to_proto(reply).SerializeToString()
+            reply = Message(
+                Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message
+            )
+        return bytes(message_to_proto(reply).SerializeToString())

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
+from flwr.app.user_config import UserConfig
 
 from coordinator.config import CoordinatorConfig, CoordinatorHome, load_config
 from coordinator.enrolment.authority import load_signing_key
@@ -53,7 +54,9 @@ def rehearse(scenario: Scenario, folder: Path, *, observer: Observer | None = No
     home = CoordinatorHome(folder=folder / "coordinator")
     initialise(
         home,
-        CoordinatorConfig(gateway_port=UNUSED_PORT, exchange_port=UNUSED_PORT, enrolment_port=UNUSED_PORT),
+        CoordinatorConfig(
+            gateway_port=UNUSED_PORT, exchange_port=UNUSED_PORT, enrolment_port=UNUSED_PORT
+        ),
         hosts=("127.0.0.1",),
     )
     run_id = scenario.spec.name
@@ -61,7 +64,7 @@ def rehearse(scenario: Scenario, folder: Path, *, observer: Observer | None = No
     with open_ledger(home.ledger_url(load_config(home))) as ledger:
         ledger.runs.request(run_id, spec=scenario.spec.to_json(), rounds=scenario.spec.rounds)
         key = load_signing_key(home.signing_key).public_key().public_bytes_raw()
-        nodes = {}
+        nodes: dict[int, UserConfig] = {}
         for node_id, (site, table) in enumerate(scenario.train.items(), start=FIRST_NODE_ID):
             site_home = folder / site
             make_site_home(
@@ -77,7 +80,11 @@ def rehearse(scenario: Scenario, folder: Path, *, observer: Observer | None = No
             put_data(site_home, table=table, schema=scenario.schema_path)
             nodes[node_id] = {HOME_KEY: str(site_home)}
     context = Context(
-        run_id=RUN_ID, node_id=SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config={"run-id": run_id}
+        run_id=RUN_ID,
+        node_id=SERVER_NODE_ID,
+        node_config={},
+        state=RecordDict(),
+        run_config={"run-id": run_id},
     )
     environment = {HOME_VARIABLE: str(home.folder), EXCHANGE_VARIABLE: f"memory:{relay_name}"}
     with start_relay(relay_name, models=home.models, observer=observer), _environment(environment):

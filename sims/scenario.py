@@ -46,7 +46,9 @@ def load_scenario(name: str, *, split_seed: int, **changes: Any) -> Scenario:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
         is_held_out = held_out_rows(table, spec.table, seed=split_seed)
         train[path.stem], held_out[path.stem] = table[~is_held_out], table[is_held_out]
-    return Scenario(name=name, spec=spec, schema_path=folder / "schema.toml", train=train, held_out=held_out)
+    return Scenario(
+        name=name, spec=spec, schema_path=folder / "schema.toml", train=train, held_out=held_out
+    )
 
 
 def held_out_rows(table: pd.DataFrame, schema: TableSchema, *, seed: int) -> np.ndarray:

@@ -60,11 +60,17 @@ def make_site_home(
     files = create_home(home)
     ensure_keys(files)
     pin_coordinator_key(files, coordinator_key)
-    settings = SITE_TEMPLATE.substitute(site=site, gateway="127.0.0.1:1", exchange=exchange, data_set=site)
+    settings = SITE_TEMPLATE.substitute(
+        site=site, gateway="127.0.0.1:1", exchange=exchange, data_set=site
+    )
     if epsilon is not None:
         settings = settings.replace("epsilon = 8.0", f"epsilon = {epsilon}")
     (home / "site.toml").write_text(settings, encoding="utf-8")
-    policy = LAX_POLICY.format(bundle=BUNDLE_SHA256) if is_lax else POLICY_TEMPLATE.substitute(bundles=f'"{BUNDLE_SHA256}"')
+    policy = (
+        LAX_POLICY.format(bundle=BUNDLE_SHA256)
+        if is_lax
+        else POLICY_TEMPLATE.substitute(bundles=f'"{BUNDLE_SHA256}"')
+    )
     (home / "policy.toml").write_text(policy, encoding="utf-8")
     SiteBudget.create(home / "budget.db", load_site(home).budget)
     identity = public_identity(files, site=site)

@@ -70,6 +70,7 @@ class ExchangeServer:
         """
         self.relay = Relay(models=models, limits=limits or RelayLimits(), observer=observer)
         self._tls = tls
+        self._timing = timing
         self._listen = f"{host}:{port}"
         self._servicer = _ExchangeServicer(self.relay, timing)
         self._server: Any = None
@@ -81,8 +82,12 @@ class ExchangeServer:
         Raises:
             OSError: the address cannot be bound.
         """
+        keepalive_milliseconds = int(1000 * self._timing.break_seconds / 2)
         self._server = grpc.aio.server(
             options=(
+                ("grpc.keepalive_time_ms", keepalive_milliseconds),
+                ("grpc.keepalive_timeout_ms", keepalive_milliseconds),
+                ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 (
@@ -142,10 +147,7 @@ class _ExchangeServicer:
             wake = asyncio.Event()
             connection = self._relay.connect(attach, wake.set)
             stream = _LinkStream(connection, context, wake, self._timing)
-            try:
-                await stream.carry()
-            finally:
-                connection.detach(silent_since=stream.heard_at)
+            await stream.carry()
 
     async def FetchModel(self, request: pb.FetchRequest, context: Any) -> None:  # noqa: N802
         """Stream a model file from an offset on."""
@@ -159,8 +161,7 @@ class _ExchangeServicer:
                     if chunk is None:
                         return
                     self._relay.require_model(ticket, sha256)  # the session may have ended
-                    async with asyncio.timeout(self._timing.break_seconds * 4):
-                        await context.write(chunk_to_proto(chunk))
+                    await context.write(chunk_to_proto(chunk))
                     offset += len(chunk.payload)
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Any) -> pb.Done:  # noqa: N802
@@ -188,21 +189,32 @@ class _LinkStream:
     def __init__(
         self, connection: Connection, context: Any, wake: asyncio.Event, timing: LinkTiming
     ) -> None:
-        self.heard_at = time.monotonic()
+        self._heard_at = time.monotonic()
         self._connection = connection
         self._context = context
         self._wake = wake
         self._timing = timing
 
     async def carry(self) -> None:
-        """Read and write until the client ends, falls silent, breaks the protocol, or is told to go."""
-        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
+        """Read and write until the client ends, falls silent, breaks the protocol, or is told to go.
+
+        Raises:
+            ProtocolError: the client broke the protocol; its endpoint is gone.
+        """
+        reader, writer = asyncio.create_task(self._read()), asyncio.create_task(self._write())
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done() and isinstance(violation := reader.exception(), ProtocolError):
+                self._connection.expel(violation, now=time.monotonic())
         finally:
-            for task in tasks:
-                task.cancel()
-            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            self._connection.detach(silent_since=self._heard_at)
+            self._wake.set()
+            reader.cancel()
+            # A write that is cancelled half-way would keep gRPC from ever ending the call. It ends by
+            # itself: the network takes it, or the transport's keepalive declares the network dead.
+            await asyncio.wait({writer}, timeout=2 * self._timing.break_seconds)
+            writer.cancel()
+            outcomes = await asyncio.gather(reader, writer, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, Exception) and not isinstance(outcome, TimeoutError):
                 raise outcome
@@ -214,10 +226,10 @@ class _LinkStream:
                 piece = await self._context.read()
             if piece is grpc.aio.EOF:
                 return
-            self.heard_at = time.monotonic()
+            self._heard_at = time.monotonic()
             message = decoder.add(piece)
             if message is not None:
-                self._connection.accept(message, now=self.heard_at)
+                self._connection.accept(message, now=self._heard_at)
 
     async def _write(self) -> None:
         while True:

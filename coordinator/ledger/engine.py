@@ -41,16 +41,16 @@ def make_engine(url: str) -> Engine:
         if parsed.get_backend_name() == "sqlite":
             return _sqlite_engine(parsed)
         return create_engine(parsed, hide_parameters=True, pool_pre_ping=True)
+    except NoSuchModuleError as error:
+        raise ConfigError(
+            f"ledger_url {address(parsed)} asks for the database {parsed.drivername!r}, which SQLAlchemy does not "
+            "know. Use sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE."
+        ) from error
     except ArgumentError as error:
         # The text may hold a password, so it is not repeated here.
         raise ConfigError(
             "ledger_url is not an SQLAlchemy URL. Expected for example sqlite:////srv/concord/ledger.db or "
             "postgresql+psycopg://USER@HOST/DATABASE."
-        ) from error
-    except NoSuchModuleError as error:
-        raise ConfigError(
-            f"ledger_url {address(parsed)} asks for the database {parsed.drivername!r}, which SQLAlchemy does not "
-            "know. Use sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE."
         ) from error
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -139,7 +139,7 @@ def _explained(engine: Engine) -> Iterator[None]:
 
 
 def _sqlite_engine(url: URL) -> Engine:
-    if not url.database or url.database == ":memory:" or "mode=memory" in str(url.query):
+    if not url.database or url.database == ":memory:":
         raise ConfigError(
             "ledger_url names an SQLite database in memory, which would be lost with the process. "
             "Name a file: sqlite:///PATH."

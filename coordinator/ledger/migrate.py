@@ -24,15 +24,18 @@ from coordinator.ledger.tables import Table
 VERSION_TABLE = "concord_schema"
 """Its own name: Flower, too, keeps an `alembic_version`."""
 
+MIGRATIONS = Path(__file__).parent / "migrations"
+
 log = logging.getLogger(__name__)
 
 
-def bring_up_to_date(engine: Engine, *, create: bool) -> None:
+def bring_up_to_date(engine: Engine, *, create: bool, migrations: Path = MIGRATIONS) -> None:
     """After this the ledger has the newest schema.
 
     Args:
         engine: the ledger's database.
         create: whether an empty database may become a ledger; a report must not make what it was asked to show.
+        migrations: the folder that holds every step from the first schema to the newest.
 
     Raises:
         LedgerVersionError: the schema is unknown to this program.
@@ -41,44 +44,35 @@ def bring_up_to_date(engine: Engine, *, create: bool) -> None:
     path = sqlite_file(engine)
     if path is not None and not create and not path.is_file():
         raise _no_ledger(engine)
-    newest = _newest()
+    scripts = ScriptDirectory.from_config(_config(migrations))
+    (newest,) = scripts.get_heads()
     with reading(engine) as connection:
-        if _found(connection, engine) == newest:
+        if _found(connection, engine, scripts) == newest:
             return
     with migrating(engine) as connection:
         # Asked again under the lock: another process may have migrated in between.
-        found = _found(connection, engine)
+        found = _found(connection, engine, scripts)
         if found == newest:
             return
         if found is None:
             _require_empty(connection, engine)
             if not create:
                 raise _no_ledger(engine)
-        command.upgrade(_alembic(connection), newest)
+        command.upgrade(_config(migrations, connection), newest)
     if found is not None:
         log.warning("Ledger %s: schema migrated from %s to %s.", address(engine.url), found, newest)
-
-
-def schema_version(engine: Engine) -> str | None:
-    """The schema found in the database; None when it holds no ledger.
-
-    Raises:
-        LedgerVersionError: the schema is unknown to this program.
-    """
-    with reading(engine) as connection:
-        return _found(connection, engine)
 
 
 def downgrade(engine: Engine, to: str) -> None:
     """Takes the schema back to an earlier version, or to `base`: no ledger at all. What is newer is lost."""
     with migrating(engine) as connection:
-        command.downgrade(_alembic(connection), to)
+        command.downgrade(_config(MIGRATIONS, connection), to)
 
 
-def _found(connection: Connection, engine: Engine) -> str | None:
+def _found(connection: Connection, engine: Engine, scripts: ScriptDirectory) -> str | None:
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     found = context.get_current_revision()
-    known = [script.revision for script in _scripts().walk_revisions()][::-1]
+    known = [script.revision for script in scripts.walk_revisions()][::-1]
     if found is not None and found not in known:
         raise LedgerVersionError(
             f"Ledger {address(engine.url)}: found schema {found!r}, this program knows {', '.join(known)}. A newer "
@@ -103,25 +97,10 @@ def _no_ledger(engine: Engine) -> LedgerError:
     )
 
 
-def _newest() -> str:
-    (newest,) = _scripts().get_heads()
-    return newest
-
-
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory.from_config(_config())
-
-
-def _alembic(connection: Connection) -> Config:
-    config = _config()
-    config.attributes["connection"] = connection
-    return config
-
-
-def _config() -> Config:
+def _config(migrations: Path, connection: Connection | None = None) -> Config:
     config = Config()
     # Alembic expands percent signs in its options.
-    folder = str(Path(__file__).parent / "migrations").replace("%", "%%")
-    config.set_main_option("script_location", folder)
+    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
     return config

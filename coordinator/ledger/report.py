@@ -4,9 +4,11 @@ An epsilon is the total of the run at one site, always with its delta, unit and 
 reported: the truth about a site's budget is the site's own file.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from pydantic import TypeAdapter
 from rich.console import Group, RenderableType
@@ -17,14 +19,18 @@ from rich.text import Text
 from coordinator.errors import LedgerError
 from coordinator.ledger.records import (
     Attempt,
+    AttemptCharge,
     Incident,
-    Metric,
     ModelVersion,
     Participation,
+    Round,
+    RoundMetric,
     RunHistory,
 )
 from coordinator.ledger.states import ParticipationState, RoundState, RunState
 from coordinator.ledger.store import LedgerStore
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +102,6 @@ class AttemptDetail:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundMetrics:
-    """The numbers released about one round."""
-
-    round: int
-    metrics: tuple[Metric, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunDetail:
     """Everything about a run, or about one of its rounds."""
 
@@ -113,7 +111,7 @@ class RunDetail:
     """The request, as it was made."""
     attempts: tuple[AttemptDetail, ...]
     models: tuple[ModelVersion, ...]
-    metrics: tuple[RoundMetrics, ...]
+    metrics: tuple[RoundMetric, ...]
     incidents: tuple[Incident, ...]
 
 
@@ -143,15 +141,9 @@ def run_detail(store: LedgerStore, run_id: str, *, round: int | None = None) -> 
         ledger=store.address,
         run=_summary(history, only=round),
         spec=history.run.spec,
-        attempts=tuple(_detail(history, a) for a in history.attempts if a.round in wanted),
+        attempts=tuple(_details(history, wanted)),
         models=tuple(m for m in history.models if round is None or m.round == round),
-        metrics=tuple(
-            RoundMetrics(
-                round=number,
-                metrics=tuple(row.metric for row in history.metrics if row.round == number),
-            )
-            for number in sorted({row.round for row in history.metrics} & wanted)
-        ),
+        metrics=tuple(row for row in history.metrics if row.round in wanted),
         incidents=tuple(i for i in history.incidents if round is None or i.round == round),
     )
 
@@ -172,8 +164,14 @@ def detail_tables(detail: RunDetail) -> RenderableType:
     """The run's rounds, then each attempt site by site, the metrics and the incidents."""
     return Group(
         *_run_parts(detail.run),
-        *(_attempt_table(attempt) for attempt in detail.attempts),
-        *_metric_parts(detail),
+        *(part for attempt in detail.attempts for part in _attempt_parts(attempt)),
+        *(
+            Text(
+                f"Round {row.round}: {row.metric.name} {row.metric.value:.6g} "
+                f"({row.metric.released_with})"
+            )
+            for row in detail.metrics
+        ),
         *(
             Text(f"{_time(incident.at)}  {incident.kind}: {incident.text}")
             for incident in detail.incidents
@@ -183,9 +181,8 @@ def detail_tables(detail: RunDetail) -> RenderableType:
 
 def _summary(history: RunHistory, *, only: int | None = None) -> RunSummary:
     run = history.run
-    rounds = tuple(
-        _round(history, row.number) for row in history.rounds if only is None or row.number == only
-    )
+    attempts = _grouped(history.attempts, lambda attempt: attempt.round)
+    asked = _grouped(history.participations, lambda entry: entry.round)
     return RunSummary(
         run_id=run.run_id,
         state=run.state,
@@ -195,15 +192,16 @@ def _summary(history: RunHistory, *, only: int | None = None) -> RunSummary:
         created_at=run.created_at,
         finished_at=run.finished_at,
         reason=run.reason,
-        guarantees=_guarantees(history),
-        rounds=rounds,
+        guarantees=_guarantees(history.charges),
+        rounds=tuple(
+            _round(row, attempts[row.number], [entry.participation for entry in asked[row.number]])
+            for row in history.rounds
+            if only is None or row.number == only
+        ),
     )
 
 
-def _round(history: RunHistory, number: int) -> RoundSummary:
-    row = next(row for row in history.rounds if row.number == number)
-    attempts = [attempt for attempt in history.attempts if attempt.round == number]
-    asked = [entry.participation for entry in history.participations if entry.round == number]
+def _round(row: Round, attempts: list[Attempt], asked: list[Participation]) -> RoundSummary:
     opened = [attempt.opened_at for attempt in attempts if attempt.opened_at is not None]
     started_at = min(opened, default=None)
     seconds = None
@@ -211,7 +209,7 @@ def _round(history: RunHistory, number: int) -> RoundSummary:
         seconds = (row.committed_at - started_at).total_seconds()
     return RoundSummary(
         run_id=row.run_id,
-        round=number,
+        round=row.number,
         state=row.state,
         attempts=len(attempts),
         cohort=attempts[-1].cohort,
@@ -225,22 +223,20 @@ def _round(history: RunHistory, number: int) -> RoundSummary:
     )
 
 
-def _detail(history: RunHistory, attempt: Attempt) -> AttemptDetail:
-    key = (attempt.round, attempt.attempt)
-    return AttemptDetail(
-        attempt=attempt,
-        participations=tuple(
-            entry.participation
-            for entry in history.participations
-            if (entry.round, entry.attempt) == key
-        ),
-        guarantees=_guarantees(history, only=key),
-    )
+def _details(history: RunHistory, wanted: set[int]) -> Iterator[AttemptDetail]:
+    asked = _grouped(history.participations, lambda entry: (entry.round, entry.attempt))
+    charged = _grouped(history.charges, lambda entry: (entry.round, entry.attempt))
+    for attempt in history.attempts:
+        if attempt.round in wanted:
+            key = (attempt.round, attempt.attempt)
+            yield AttemptDetail(
+                attempt=attempt,
+                participations=tuple(entry.participation for entry in asked[key]),
+                guarantees=_guarantees(charged[key]),
+            )
 
 
-def _guarantees(
-    history: RunHistory, *, only: tuple[int, int] | None = None
-) -> dict[str, Guarantee]:
+def _guarantees(charges: Iterable[AttemptCharge]) -> dict[str, Guarantee]:
     """By site; charges come in order, so the last one of a site stays."""
     return {
         entry.charge.site: Guarantee(
@@ -249,9 +245,16 @@ def _guarantees(
             unit=entry.charge.unit,
             adjacency=entry.charge.adjacency,
         )
-        for entry in history.charges
-        if only is None or (entry.round, entry.attempt) == only
+        for entry in charges
     }
+
+
+def _grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Hashable, list[Row]]:
+    """The rows by key, each group in order; a key without rows gives an empty list."""
+    groups: dict[Hashable, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return groups
 
 
 def _run_parts(run: RunSummary) -> Iterator[RenderableType]:
@@ -283,15 +286,16 @@ def _run_parts(run: RunSummary) -> Iterator[RenderableType]:
         yield Text(f"  {site}: {_spent(spent)}")
 
 
-def _attempt_table(detail: AttemptDetail) -> RenderableType:
+def _attempt_parts(detail: AttemptDetail) -> Iterator[RenderableType]:
     attempt = detail.attempt
-    table = _table("site", "state", "sent", "received", "seconds", "epsilon so far", "detail")
-    table.title = (
+    yield Text(
         f"Round {attempt.round}, attempt {attempt.attempt}: {attempt.state}, quorum "
-        f"{attempt.quorum}, epoch {attempt.epoch}"
-        + (f". {attempt.reason}" if attempt.reason else "")
+        f"{attempt.quorum}, epoch {attempt.epoch}",
+        style="bold",
     )
-    table.title_justify = "left"
+    if attempt.reason:
+        yield Text(f"  {attempt.reason}")
+    table = _table("site", "state", "sent", "received", "seconds", "epsilon so far")
     for row in detail.participations:
         spent = detail.guarantees.get(row.site)
         table.add_row(
@@ -301,23 +305,19 @@ def _attempt_table(detail: AttemptDetail) -> RenderableType:
             decimal(row.bytes_received),
             f"{row.seconds:.1f}",
             "-" if spent is None else f"{spent.epsilon:.3f}",
-            Text(row.detail),
         )
-    return table
-
-
-def _metric_parts(detail: RunDetail) -> Iterator[RenderableType]:
-    for row in detail.metrics:
-        for metric in row.metrics:
-            yield Text(
-                f"Round {row.round}: {metric.name} {metric.value:.6g} ({metric.released_with})"
-            )
+    if detail.participations:
+        yield table
+    # As Text: a bracket in what a site said is no markup.
+    for row in detail.participations:
+        if row.detail:
+            yield Text(f"  {row.site}: {row.detail}")
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=True)
     for column in columns:
-        table.add_column(column, no_wrap=column != "detail")
+        table.add_column(column, no_wrap=True)
     return table
 
 

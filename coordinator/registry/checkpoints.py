@@ -57,11 +57,15 @@ class CheckpointStore:
         """
         path = self.path(sha256)
         if not path.is_file():
-            raise AggregationError(f"Model {sha256[:12]} is not in {self.folder}. Restore the file from a backup.")
+            raise AggregationError(
+                f"Model {sha256[:12]} is not in {self.folder}. Restore the file from a backup."
+            )
         digest = hashlib.sha256()
         with path.open("rb") as file:
             while block := file.read(READ_BYTES):
                 digest.update(block)
         if digest.hexdigest() != sha256:
-            raise AggregationError(f"Model file {path} is damaged: its content has hash {digest.hexdigest()[:12]}. Restore it from a backup.")
+            raise AggregationError(
+                f"Model file {path} is damaged: its content has hash {digest.hexdigest()[:12]}. Restore it from a backup."
+            )
         return path

@@ -5,7 +5,6 @@ when a run resumes, so that a resumed run is the same run.
 """
 
 from collections.abc import Mapping
-
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +25,18 @@ AdaptiveStrategy = FedAdam | FedYogi
 class ServerOptimizer:
     """Turns base weights and a mean change into the next weights."""
 
-    def __init__(self, spec: ServerOptimizerSpec, state: Mapping[str, NDArray[np.float32]] | None = None) -> None:
+    def __init__(
+        self, spec: ServerOptimizerSpec, state: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> None:
         """Builds the strategy that `spec` names, with the moments of an earlier round if there are any."""
         self._strategy: FedAvg | AdaptiveStrategy
         if spec.name == "fedavg":
             self._strategy = FedAvg()
             return
         kind = FedAdam if spec.name == "fedadam" else FedYogi
-        self._strategy = kind(eta=spec.learning_rate, beta_1=spec.beta_1, beta_2=spec.beta_2, tau=spec.tau)
+        self._strategy = kind(
+            eta=spec.learning_rate, beta_1=spec.beta_1, beta_2=spec.beta_2, tau=spec.tau
+        )
         if state:
             self._strategy.m_t = {WEIGHTS: state["first_moment"]}
             self._strategy.v_t = {WEIGHTS: state["second_moment"]}
@@ -56,7 +59,9 @@ class ServerOptimizer:
             self._strategy.current_arrays = {WEIGHTS: base}
         arrays, _ = self._strategy.aggregate_train(round_number, [_as_reply(base + change)])
         if arrays is None:
-            raise AggregationError(f"Round {round_number}: {type(self._strategy).__name__} returned no weights.")
+            raise AggregationError(
+                f"Round {round_number}: {type(self._strategy).__name__} returned no weights."
+            )
         weights = np.asarray(arrays[WEIGHTS].numpy(), np.float32)
         if weights.shape != base.shape or not np.isfinite(weights).all():
             raise AggregationError(
@@ -67,7 +72,11 @@ class ServerOptimizer:
 
     def state(self) -> dict[str, NDArray[np.float32]]:
         """Moments to keep with the round; empty for FedAvg."""
-        if not isinstance(self._strategy, FedAdam | FedYogi) or not self._strategy.m_t or not self._strategy.v_t:
+        if (
+            not isinstance(self._strategy, FedAdam | FedYogi)
+            or not self._strategy.m_t
+            or not self._strategy.v_t
+        ):
             return {}
         return {
             "first_moment": np.asarray(self._strategy.m_t[WEIGHTS], np.float32),
@@ -77,7 +86,7 @@ class ServerOptimizer:
 
 def save_moments(moments: Mapping[str, NDArray[np.float32]]) -> bytes:
     """The moments as the bytes of a safetensors file."""
-    return save(dict(moments))
+    return bytes(save(dict(moments)))
 
 
 def load_moments(path: Path) -> dict[str, NDArray[np.float32]]:
@@ -87,11 +96,15 @@ def load_moments(path: Path) -> dict[str, NDArray[np.float32]]:
         AggregationError: another file.
     """
     try:
-        moments = load_file(path)
+        moments: dict[str, NDArray[np.float32]] = load_file(path)
     except SafetensorError as error:
-        raise AggregationError(f"{path} holds no moments of a server optimiser: {error}. Restore it from a backup.") from error
+        raise AggregationError(
+            f"{path} holds no moments of a server optimiser: {error}. Restore it from a backup."
+        ) from error
     if sorted(moments) != sorted(MOMENTS):
-        raise AggregationError(f"{path} holds {sorted(moments)} instead of {sorted(MOMENTS)}. Restore it from a backup.")
+        raise AggregationError(
+            f"{path} holds {sorted(moments)} instead of {sorted(MOMENTS)}. Restore it from a backup."
+        )
     return moments
 
 

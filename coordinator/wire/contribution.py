@@ -73,6 +73,8 @@ def unpack_sum(total: NDArray[np.float64], *, update_range: float) -> MeanContri
     """
     weight, loss = float(total[-2]), float(total[-1])
     if not np.isfinite(total).all() or weight <= 0:
-        raise ValueError(f"The sum cannot be averaged: summed weight {weight}, all finite: {bool(np.isfinite(total).all())}.")
+        raise ValueError(
+            f"The sum cannot be averaged: summed weight {weight}, all finite: {bool(np.isfinite(total).all())}."
+        )
     change = (total[:-EXTRA_COORDINATES] * (update_range / weight)).astype(np.float32)
     return MeanContribution(change=change, weight=weight, loss=LOSS_CAP * loss / weight)

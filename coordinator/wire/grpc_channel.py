@@ -51,6 +51,7 @@ GRPC_OPTIONS: Final = (
 )
 FIRST_PAUSE_SECONDS: Final = 0.1
 LONGEST_PAUSE_SECONDS: Final = 2.0
+FETCH_PAUSE_SECONDS: Final = 0.25
 _FINAL_CODES: Final = frozenset(
     {
         grpc.StatusCode.PERMISSION_DENIED,
@@ -59,6 +60,8 @@ _FINAL_CODES: Final = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
+_FOREIGN_SERVER: Final = "Tls handshake failed"
+"""gRPC's words when this end does not trust the server; they only make the failure prompt."""
 _log = logging.getLogger(__name__)
 
 
@@ -77,6 +80,7 @@ class GrpcTransport:
         self._thread: threading.Thread | None = None
         self._call: Any = None
         self._heard_at = time.monotonic()
+        self.last_break = "not yet connected"
 
     def start(self, link: Link) -> None:
         """Begin to connect."""
@@ -116,7 +120,7 @@ class GrpcTransport:
             if error.code() in _FINAL_CODES:
                 raise ChannelClosed(str(error.details())) from error
             _log.info("Fetch of model %s broke (%s); resuming", sha256, error.code().name)
-            self._stopped.wait(FIRST_PAUSE_SECONDS * 5)
+            self._stopped.wait(FETCH_PAUSE_SECONDS)
             raise LinkBrokenError(str(error.details())) from error
         finally:
             channel.close()
@@ -125,17 +129,17 @@ class GrpcTransport:
         pause = FIRST_PAUSE_SECONDS
         while not self._stopped.is_set() and link.closed_reason is None:
             heard_before = self._heard_at
-            break_reason = self._hold_connection(link)
+            self.last_break = self._hold_connection(link)
             if self._heard_at > heard_before:
                 pause = FIRST_PAUSE_SECONDS
             if self._stopped.is_set() or link.closed_reason is not None:
                 return
-            self._give_up_if_lost(link, break_reason)
+            self._give_up_if_lost(link)
             _log.info(
                 "Link of %s to %s broke (%s); connecting again",
                 self._ticket.endpoint,
                 self._address,
-                break_reason,
+                self.last_break,
             )
             self._stopped.wait(pause * (0.5 + secrets.randbelow(1000) / 1000))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -157,9 +161,11 @@ class GrpcTransport:
                         link.handle(message)
             return "ended by the exchange"
         except grpc.RpcError as error:
-            if error.code() in _FINAL_CODES:
-                link.fail(str(error.details()))
-            return str(error.details())
+            details = str(error.details())
+            is_foreign = link.silence_seconds is None and _FOREIGN_SERVER in details
+            if error.code() in _FINAL_CODES or is_foreign:
+                link.fail(details)
+            return details
         except ProtocolError as violation:
             return f"the exchange broke the protocol: {violation}"
         finally:
@@ -167,7 +173,7 @@ class GrpcTransport:
             self._call = None
             channel.close()
 
-    def _give_up_if_lost(self, link: Link, break_reason: str) -> None:
+    def _give_up_if_lost(self, link: Link) -> None:
         silence_seconds = link.silence_seconds
         if silence_seconds is None:
             patience = self._timing.connect_seconds
@@ -175,7 +181,7 @@ class GrpcTransport:
             patience = silence_seconds + self._timing.break_seconds
         silent = time.monotonic() - self._heard_at
         if silent > patience:
-            link.fail(f"no link to the exchange for {silent:.0f} s ({break_reason})")
+            link.fail(f"no link to the exchange for {silent:.0f} s ({self.last_break})")
 
     def _connect(self) -> grpc.Channel:
         return grpc.secure_channel(self._address, self._credentials, options=GRPC_OPTIONS)

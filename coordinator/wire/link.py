@@ -56,6 +56,9 @@ class Transport(Protocol):
     lock: threading.RLock
     """Guards the link; the in-memory relay shares one lock among all its links."""
 
+    last_break: str
+    """Why the last connection ended."""
+
     def start(self, link: "Link") -> None:
         """Begin to attach."""
 
@@ -131,7 +134,10 @@ class Link:
                 timeout_seconds,
             )
             if self._welcome is None and self._closed is None:
-                self._closed = f"no answer from the exchange within {timeout_seconds:g} s"
+                self._closed = (
+                    f"no answer from the exchange within {timeout_seconds:g} s "
+                    f"({self._transport.last_break}). Is it running, does it know this certificate?"
+                )
         if self._closed is not None and not self._inbox:
             self._transport.stop()
             raise ChannelClosed(self._closed)

@@ -79,6 +79,7 @@ class MemoryTransport:
 
     def __init__(self, memory: MemoryRelay, ticket: SessionTicket) -> None:
         self.lock = memory.lock
+        self.last_break = "no link"
         self._relay = memory.relay
         self._ticket = ticket
         self._link: Link | None = None
@@ -111,6 +112,7 @@ class MemoryTransport:
                 if incoming is None and outgoing is None:
                     break
         except ProtocolError as violation:
+            connection.expel(violation, now=now)
             link.fail(f"protocol broken: {violation}")
         return pause
 

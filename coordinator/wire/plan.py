@@ -133,4 +133,6 @@ def verify_plan(signed: SignedPlan, key: Ed25519PublicKey) -> RoundPlan:
     try:
         return TypeAdapter(RoundPlan).validate_json(signed.payload, strict=True)
     except ValidationError as error:
-        raise PlanError(f"The plan does not parse: {error.errors(include_url=False)[:3]}") from error
+        raise PlanError(
+            f"The plan does not parse: {error.errors(include_url=False)[:3]}"
+        ) from error

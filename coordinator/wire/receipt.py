@@ -42,4 +42,6 @@ def decode_receipt(payload: bytes) -> RoundReceipt:
     try:
         return TypeAdapter(RoundReceipt).validate_json(payload, strict=True)
     except ValidationError as error:
-        raise ValueError(f"The receipt does not parse: {error.errors(include_url=False)[:1]}") from error
+        raise ValueError(
+            f"The receipt does not parse: {error.errors(include_url=False)[:1]}"
+        ) from error

@@ -55,7 +55,10 @@ def decode_task(content: RecordDict) -> RoundTask:
     sites, keys = record.get("sites"), record.get("keys")
     if not (isinstance(plan, bytes) and isinstance(signature, bytes) and isinstance(ticket, bytes)):
         raise ValueError("Plan, signature and ticket of a task must be bytes.")
-    if not (isinstance(sites, list) and isinstance(keys, list)) or not 1 <= len(sites) == len(keys) <= MAX_SITES:
+    if (
+        not (isinstance(sites, list) and isinstance(keys, list))
+        or not 1 <= len(sites) == len(keys) <= MAX_SITES
+    ):
         raise ValueError(f"A task needs 1 to {MAX_SITES} sites with one key each.")
     roster: dict[str, bytes] = {}
     for site, key in zip(sites, keys, strict=True):

@@ -172,7 +172,7 @@ class Session:
             previous.wake()
         return endpoint.connection
 
-    def accept(self, sender: Endpoint, frame: Send, now: float) -> None:
+    def accept(self, sender: Endpoint, frame: Send) -> None:
         """Take a frame from an endpoint and queue it for its receiver."""
         if frame.number <= sender.received:
             return  # sent again after a reconnect
@@ -265,25 +265,26 @@ class Connection:
         """Do what the client asks.
 
         Raises:
-            ProtocolError: it may not ask this; the endpoint is gone.
+            ProtocolError: it may not ask this; `expel` it.
         """
         if self.is_over or self.endpoint.gone is not None:
             return
-        try:
-            match message:
-                case Send():
-                    self.session.accept(self.endpoint, message, now)
-                case Consumed(number=number):
-                    self.session.consume(self.endpoint, number)
-                case Leave():
-                    reason = f"{self.endpoint.name!r} has left the session"
-                    self.session.end_endpoint(self.endpoint, reason, now)
-                case Ping():
-                    pass
-        except ProtocolError as violation:
+        match message:
+            case Send():
+                self.session.accept(self.endpoint, message)
+            case Consumed(number=number):
+                self.session.consume(self.endpoint, number)
+            case Leave():
+                reason = f"{self.endpoint.name!r} has left the session"
+                self.session.end_endpoint(self.endpoint, reason, now)
+            case Ping():
+                pass
+
+    def expel(self, violation: ProtocolError, *, now: float) -> None:
+        """The client broke the protocol: its endpoint is gone, unless a newer connection has it."""
+        if not self.is_over:
             reason = f"{self.endpoint.name!r} broke the protocol: {violation}"
             self.session.end_endpoint(self.endpoint, reason, now)
-            raise
 
     def take(self, *, now: float) -> FromRelay | None:
         """The next message for the client, or None when there is nothing to say now."""

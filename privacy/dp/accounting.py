@@ -21,7 +21,6 @@ from functools import lru_cache
 import numpy as np
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
-from opacus.accountants import PRVAccountant
 
 from privacy.dp.events import DiscreteLaplace, Event, SubsampledGaussian
 
@@ -74,6 +73,9 @@ def merge_events(events: Sequence[Event]) -> tuple[Event, ...]:
 
 def opacus_epsilon(event: SubsampledGaussian, delta: float) -> float:
     """Epsilon of one DP-SGD run by Opacus' PRV accountant (Gopi et al. 2021); within 0.02 of `epsilon_spent`."""
+    # Imported here: Opacus takes seconds, and every process that keeps a budget imports this file.
+    from opacus.accountants import PRVAccountant
+
     _require_delta(delta)
     if event.steps == 0 or event.sample_rate == 0.0:
         return 0.0

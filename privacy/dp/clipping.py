@@ -12,8 +12,8 @@ Guarantees, for neighbouring batches (one unit added or removed):
 - a unit whose loss or gradient is not finite contributes nothing. It is left out and the batch computed again,
   because 0 * inf is NaN.
 
-Refused, because a norm would silently miss a gradient: a trainable parameter without a rule, shared, used outside its
-layer, or seen per token instead of per unit; layers that couple units (batch normalisation). Opacus keeps the norms of
+Refused, because a norm would silently miss a gradient: a trainable parameter without a rule, shared, used twice or
+outside its layer, or seen per token instead of per unit; layers that couple units (batch normalisation). Opacus keeps the norms of
 a layer that was not called from the step before: they are cleared before every batch.
 """
 
@@ -75,6 +75,7 @@ class ClippedSum:
         self._names, self._parameters = zip(*trainable_parameters(model).items(), strict=True)
         self._layers = [layer for layer in model.modules() if own_parameters(layer)]
         self._roots: list[Tensor] = []
+        self._called: set[nn.Module] = set()
 
     def __enter__(self) -> Self:
         """Attaches to the model."""
@@ -150,9 +151,16 @@ class ClippedSum:
             layer.__dict__.pop("activations", None)
             layer.__dict__.pop("max_batch_len", None)
         self._roots = []
+        self._called = set()
 
     def _note_root(self, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Notes the parameters of a layer that comes first: no gradient flows through its inputs to another layer."""
+        if layer in self._called:
+            name = next(name for name, module in self._model.named_modules() if module is layer)
+            raise ValueError(
+                f"Layer {name} is called twice in one pass, and the norm rules cover one call. Use a layer for each."
+            )
+        self._called.add(layer)
         if not any(isinstance(value, Tensor) and value.requires_grad for value in arguments):
             self._roots.extend(own_parameters(layer))
 

@@ -271,28 +271,3 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, was_training in modes:
             module.training = was_training
-
-
-def clipped_loss_sum(
-    model: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
-    loss_per_unit: LossPerUnit,
-    *,
-    bound: float,
-    physical_batch_size: int = 1024,
-) -> float:
-    """Sum over all units of the loss, each cut to [0, bound]: one unit moves it by at most `bound`.
-
-    A loss that is not finite counts as `bound`. The model is in inference mode meanwhile. Private: noise it before
-    it leaves.
-    """
-    if not 0.0 < bound < math.inf:
-        raise ValueError(f"Expected bound={bound} > 0 and finite.")
-    total = 0.0
-    with _mode(model, training=False), torch.no_grad():
-        for start in range(0, len(inputs), physical_batch_size):
-            chunk = slice(start, start + physical_batch_size)
-            losses = loss_per_unit(model(inputs[chunk]), labels[chunk]).double()
-            total += float(losses.nan_to_num(bound, bound, bound).clamp(0.0, bound).sum())
-    return total

@@ -133,7 +133,13 @@ class Coordinator:
             sender=site,
         )
         self._scheme.require_chunk(site, words)
-        if self._sealed.add(site, words):
+        try:
+            is_whole = self._sealed.add(site, words)
+        except OSError:
+            # The sum may hold half a vector: it must never be opened.
+            self._open_leg = None
+            raise
+        if is_whole:
             self._delivered["seal"].add(site)
 
     def _messages_after(self, leg: str, present: tuple[str, ...]) -> dict[str, bytes]:

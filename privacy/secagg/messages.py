@@ -19,7 +19,7 @@ from privacy.secagg.plan import MOST_SITES
 from privacy.secagg.protocol import SITE_NAME
 
 CHUNK_COORDINATES = 120 * 1024
-"""480 KiB: with header and signature below the exchange's comfortable 512 KiB."""
+"""480 KiB: with header and signature below 512 KiB, half of what one frame may hold."""
 CHUNK_HEADER = struct.Struct(">II")
 MAX_VALUE_BYTES = 32 * 1024
 MAX_CONTROL_BYTES = 256 * 1024

@@ -58,6 +58,11 @@ class SumContext:
         return f"{self.run_id}/{self.round}/{self.attempt}"
 
 
+def seal_key(run_id: str, round_number: int, attempt: int) -> str:
+    """Under which key a site's journal remembers that it sealed in this sum."""
+    return f"secure-sum/{run_id}/{round_number}/{attempt}/seal"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SumResult:
     """The sum over the survivors, exactly as their integers add up."""

@@ -6,6 +6,7 @@ sealed: the file holds nothing that the network did not show. A vector of one ch
 """
 
 import tempfile
+import weakref
 from io import FileIO
 from pathlib import Path
 
@@ -23,6 +24,8 @@ class SealedSum:
         self._spool_folder = spool_folder
         self._received: dict[str, int] = {}
         self._waiting: dict[str, FileIO] = {}
+        # A sum that is given up half-way frees its files as well.
+        weakref.finalize(self, _close_all, self._waiting)
 
     def received(self, site: str) -> int:
         """Chunks that the site has delivered, which is the index of its next one."""
@@ -49,9 +52,7 @@ class SealedSum:
 
     def close(self) -> None:
         """Forget unfinished vectors."""
-        for file in self._waiting.values():
-            file.close()
-        self._waiting.clear()
+        _close_all(self._waiting)
 
     def _join(self, file: FileIO) -> None:
         buffer = np.empty(CHUNK_COORDINATES, dtype="<u4")
@@ -65,3 +66,9 @@ class SealedSum:
                         "The spool of a sealed vector is shorter than what was written to it."
                     )
                 np.add(block, words, out=block)
+
+
+def _close_all(files: dict[str, FileIO]) -> None:
+    for file in files.values():
+        file.close()
+    files.clear()

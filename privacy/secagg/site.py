@@ -21,7 +21,7 @@ from privacy.secagg.envelopes import bind, identities, scope_of, signature, veri
 from privacy.secagg.errors import MessageRefused
 from privacy.secagg.messages import chunk_count, decode_sites, encode_chunk, encode_sites
 from privacy.secagg.plan import SumPlan
-from privacy.secagg.protocol import COORDINATOR, LEGS, SealJournal, SumContext
+from privacy.secagg.protocol import COORDINATOR, LEGS, SealJournal, SumContext, seal_key
 from privacy.secagg.schemes import Roster, SiteScheme
 
 
@@ -95,7 +95,8 @@ class Site:
         chunks = [encode_chunk(vector, index) for index in range(chunk_count(len(vector)))]
         signatures = [self._signature("seal", *chunk) for chunk in chunks]
         self._journal.record(
-            f"secure-sum/{self._context.name}/seal", hashlib.sha256(b"".join(signatures)).digest()
+            seal_key(self._context.run_id, self._context.round, self._context.attempt),
+            hashlib.sha256(b"".join(signatures)).digest(),
         )
         return (
             b"".join((signed, *chunk)) for signed, chunk in zip(signatures, chunks, strict=True)

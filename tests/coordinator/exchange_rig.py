@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from coordinator.exchange.server import ExchangeServer
 from coordinator.wire.channel import LinkTiming, SessionSpec, SessionTicket, TlsFiles
 
-QUICK = LinkTiming(heartbeat_seconds=0.2, break_seconds=1.0, connect_seconds=5.0)
+QUICK = LinkTiming(heartbeat_seconds=0.15, break_seconds=0.8, connect_seconds=5.0)
 
 
 class Authority:
@@ -231,9 +231,7 @@ def make_session(
     }
     spec = SessionSpec(
         session_id=session_id,
-        tickets={
-            name: hashlib.sha256(ticket.ticket).digest() for name, ticket in tickets.items()
-        },
+        tickets={name: hashlib.sha256(ticket.ticket).digest() for name, ticket in tickets.items()},
         models=models,
         silence_seconds=silence_seconds,
         deadline_seconds=deadline_seconds,

@@ -2,10 +2,12 @@
 
 import hashlib
 import io
+import os
+import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
-
-from flwr.cli.build import build_fab_from_disk
 
 import coordinator
 from coordinator.wire.bundle import BUNDLE_SHA256
@@ -13,18 +15,35 @@ from coordinator.wire.bundle import BUNDLE_SHA256
 APP = Path(coordinator.__file__).parent / "app"
 
 
-def test_flower_builds_exactly_the_bundle_that_sites_accept() -> None:
-    assert hashlib.sha256(build_fab_from_disk(APP)).hexdigest() == BUNDLE_SHA256
+def build(app: Path, folder: Path) -> bytes:
+    subprocess.run(
+        [Path(sys.executable).with_name("flwr"), "build", "--app", app],
+        cwd=folder,
+        check=True,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "FLWR_HOME": str(folder),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+        },
+    )
+    return next(folder.glob("*.fab")).read_bytes()
 
 
-def test_the_bundle_carries_no_code() -> None:
-    with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(APP))) as bundle:
-        assert sorted(bundle.namelist()) == [".info/CONTENT", "README.md", "pyproject.toml"]
+def test_flower_builds_exactly_the_bundle_that_sites_accept_and_it_holds_no_code(
+    tmp_path: Path,
+) -> None:
+    bundle = build(APP, tmp_path)
+
+    assert hashlib.sha256(bundle).hexdigest() == BUNDLE_SHA256
+    with zipfile.ZipFile(io.BytesIO(bundle)) as files:
+        assert sorted(files.namelist()) == [".info/CONTENT", "README.md", "pyproject.toml"]
 
 
 def test_a_changed_manifest_has_another_hash(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_bytes((APP / "README.md").read_bytes())
-    manifest = (APP / "pyproject.toml").read_text().replace("participant.client_app", "evil.app")
-    (tmp_path / "pyproject.toml").write_text(manifest)
+    changed = Path(shutil.copytree(APP, tmp_path / "app"))
+    manifest = (changed / "pyproject.toml").read_text()
+    (changed / "pyproject.toml").write_text(manifest.replace("participant.client_app", "sims.cli"))
 
-    assert hashlib.sha256(build_fab_from_disk(tmp_path)).hexdigest() != BUNDLE_SHA256
+    assert hashlib.sha256(build(changed, tmp_path)).hexdigest() != BUNDLE_SHA256

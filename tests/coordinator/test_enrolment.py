@@ -45,6 +45,9 @@ from coordinator.errors import ConfigError, EnrolmentError, TokenRefused
 from coordinator.https import HttpsServer
 from coordinator.ledger.store import LedgerStore, open_ledger
 
+BEYOND_ANY_REFILL = 2 * REQUESTS_PER_MINUTE
+"""One more request is allowed per second, and no machine here takes a minute for so many."""
+
 
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -351,7 +354,8 @@ def test_the_endpoint_refuses_what_is_malformed_or_too_large(
     good = body(token, site_request())
 
     async def scenario(client: httpx.AsyncClient) -> None:
-        for broken in ({}, [], {**good, "extra": "x"}, {**good, "token": 1}, {**good, "csr": "x"}):
+        malformed: list[object] = [{}, [], {**good, "extra": "x"}, {**good, "token": 1}]
+        for broken in (*malformed, {**good, "csr": "x"}):
             answer = await client.post("/v1/enrol", json=broken)
             assert answer.status_code == 400
             assert token not in answer.text
@@ -383,11 +387,9 @@ def test_a_key_of_another_site_is_refused_without_a_membership(
 
 def test_a_flood_of_requests_is_turned_away(registrar: Registrar, pki: Path) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
-        answers = [
-            (await client.post("/v1/enrol")).status_code for _ in range(REQUESTS_PER_MINUTE + 5)
-        ]
+        answers = [(await client.post("/v1/enrol")).status_code for _ in range(BEYOND_ANY_REFILL)]
         assert set(answers[:REQUESTS_PER_MINUTE]) == {400}
-        assert answers[-1] == 429
+        assert 429 in answers
 
     served(registrar, pki, scenario)
 

@@ -106,7 +106,7 @@ def test_only_the_next_attempt_can_be_planned(driving, round, attempt, words):
 def test_two_attempts_are_never_under_way_at_once(driving):
     driving.to_open()
 
-    with pytest.raises(TransitionError, match="round 1, attempt 1 is open. Abort it first"):
+    with pytest.raises(TransitionError, match=r"round 1, attempt 1 is open\. Abort it first"):
         driving.ledger.rounds.plan_attempt(driving.lease, planned(1, 2))
 
 

@@ -26,7 +26,7 @@ def test_a_requested_run_is_kept_byte_for_byte_and_is_to_be_driven(ledger, clock
 def test_a_name_is_requested_once(ledger):
     ledger.runs.request("heart-1", spec=SPEC, rounds=2)
 
-    with pytest.raises(LedgerError, match='Run "heart-1".*the name is taken'):
+    with pytest.raises(LedgerError, match=r'Run "heart-1".*the name is taken'):
         ledger.runs.request("heart-1", spec=SPEC, rounds=3)
 
 
@@ -157,9 +157,9 @@ def test_a_run_that_nobody_drives_is_cancelled_without_a_lease(ledger):
 def test_an_ended_run_is_neither_taken_over_nor_cancelled(driving):
     driving.ledger.runs.fail(driving.lease, reason="no quorum")
 
-    with pytest.raises(TransitionError, match="is failed; only .* becomes running"):
+    with pytest.raises(TransitionError, match=r"is failed; only .* becomes running"):
         driving.ledger.runs.take_over("heart-1")
-    with pytest.raises(TransitionError, match="is failed; only .* becomes cancelled"):
+    with pytest.raises(TransitionError, match=r"is failed; only .* becomes cancelled"):
         driving.ledger.runs.cancel("heart-1", reason="again")
 
 

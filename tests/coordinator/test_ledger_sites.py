@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.errors import EnrolmentError, TokenRefused
 from coordinator.ledger.store import LedgerStore, open_ledger
-from tests.coordinator.ledger_cases import Clock, enrol
+from tests.coordinator.ledger_cases import enrol
 
 pytest_plugins = ["tests.coordinator.ledger_fixtures"]
 
@@ -40,7 +40,7 @@ def test_of_eight_that_redeem_one_invitation_at_once_exactly_one_succeeds(ledger
     assert sorted(answers) == ["refused"] * 7 + ["st-anna"]
 
 
-def test_an_invitation_expires_after_an_hour(ledger, clock: Clock):
+def test_an_invitation_expires_after_an_hour(ledger, clock):
     expires_at = ledger.sites.invite("st-anna", token_sha256=TOKEN)
     clock.advance(timedelta(hours=1))
 
@@ -49,7 +49,7 @@ def test_an_invitation_expires_after_an_hour(ledger, clock: Clock):
         ledger.sites.redeem_invitation(TOKEN)
 
 
-def test_unknown_used_and_expired_invitations_are_refused_in_the_same_words(ledger, clock: Clock):
+def test_unknown_used_and_expired_invitations_are_refused_in_the_same_words(ledger, clock):
     ledger.sites.invite("st-anna", token_sha256=TOKEN)
     ledger.sites.redeem_invitation(TOKEN)
     expired = hashlib.sha256(b"expired").hexdigest()
@@ -88,7 +88,7 @@ def test_a_token_that_was_not_hashed_is_not_stored(ledger):
         ledger.sites.invite("st-anna", token_sha256="the token itself")
 
 
-def test_a_member_is_found_by_name_and_by_certificate(ledger, clock: Clock):
+def test_a_member_is_found_by_name_and_by_certificate(ledger, clock):
     enrol(ledger, "st-anna")
 
     site = ledger.sites.get("st-anna")

@@ -1,4 +1,4 @@
-"""A table with every kind of column, two of each size that matters, and a model small enough for any test."""
+"""A table with narrow and wide columns of every kind, and a model small enough for any test."""
 
 import pytest
 import torch

@@ -103,13 +103,13 @@ def test_entry_moved_to_another_key_is_refused(tmp_path: Path) -> None:
         outbox.get(other)
 
 
-def test_forgotten_run_frees_its_payloads_and_keeps_its_digests(tmp_path: Path) -> None:
+def test_forgotten_entry_frees_its_payload_and_keeps_its_digest(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path)
     outbox.put(KEY, b"x" * 100_000)
     outbox.put(OutboxKey(run_id="run-2", name="update"), b"stays")
 
-    assert outbox.forget_run("run-1") > 100_000
-    assert outbox.forget_run("run-1") == 0
+    outbox.forget(KEY)
+    outbox.forget(KEY)
 
     assert sum(path.stat().st_size for path in files(tmp_path)) < 1000
     entry = outbox.find(KEY)
@@ -121,7 +121,7 @@ def test_forgotten_run_frees_its_payloads_and_keeps_its_digests(tmp_path: Path) 
 def test_forgotten_entry_still_refuses_other_bytes(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path)
     outbox.put(KEY, b"payload")
-    outbox.forget_run("run-1")
+    outbox.forget(KEY)
 
     assert outbox.put(KEY, b"payload").is_forgotten
     with pytest.raises(OutboxError, match="other bytes"):

@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from coordinator.wire.plan import PrivacyPlan, RoundPlan, TrainingPlan
 from model.config import TIERS
 from model.schema import CategoryColumn, LabelColumn, TableSchema
 from participant.errors import PolicyRefusal
-from participant.policy import SitePolicy
+from participant.policy import EpsilonOf, SitePolicy
 from privacy.dp.accounting import epsilon_spent
 from privacy.dp.events import DiscreteLaplace, Event, SubsampledGaussian
 from privacy.secagg.plan import SumPlan
@@ -65,7 +66,7 @@ def run_events(plan: RoundPlan) -> tuple[Event, ...]:
     return (gradients, DiscreteLaplace(epsilon=plan.privacy.count_epsilon))
 
 
-def total_is(epsilon: float):
+def total_is(epsilon: float) -> EpsilonOf:
     def epsilon_of(events: Sequence[Event], delta: float) -> float:
         return epsilon
 
@@ -86,15 +87,15 @@ def check(
     )
 
 
-def with_training(**changes: object) -> RoundPlan:
+def with_training(**changes: Any) -> RoundPlan:
     return replace(PLAN, training=replace(PLAN.training, **changes))
 
 
-def with_privacy(**changes: object) -> RoundPlan:
+def with_privacy(**changes: Any) -> RoundPlan:
     return replace(PLAN, privacy=replace(PLAN.privacy, **changes))
 
 
-def with_sum(**changes: object) -> RoundPlan:
+def with_sum(**changes: Any) -> RoundPlan:
     return replace(PLAN, secure_sum=replace(PLAN.secure_sum, **changes))
 
 

@@ -1,6 +1,7 @@
 """A whole secure sum whose legs a test plays one by one, looking at and changing what goes over the wire."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -14,8 +15,8 @@ from privacy.secagg.secure_sum import MemoryJournal, coordinator_part, site_part
 IDENTITIES = {f"site-{number}": Ed25519PrivateKey.generate() for number in range(8)}
 
 
-def make_plan(**changes) -> SumPlan:
-    facts = {
+def make_plan(**changes: Any) -> SumPlan:
+    facts: dict[str, Any] = {
         "scheme": "mask",
         "dimension": 10,
         "max_sites": 5,
@@ -26,8 +27,14 @@ def make_plan(**changes) -> SumPlan:
     return SumPlan(**(facts | changes))
 
 
-def make_context(**changes) -> SumContext:
-    facts = {"run_id": "run", "round": 3, "attempt": 1, "plan_digest": bytes(32), "model": "m"}
+def make_context(**changes: Any) -> SumContext:
+    facts: dict[str, Any] = {
+        "run_id": "run",
+        "round": 3,
+        "attempt": 1,
+        "plan_digest": bytes(32),
+        "model": "m",
+    }
     return SumContext(**(facts | changes))
 
 
@@ -95,6 +102,8 @@ class Cohort:
         for site in [site for site in self.inbox if site not in silent]:
             self.deliver(leg, site, self.answer(leg, site))
         self.inbox = self.coordinator.close_leg(leg)
+        if leg == "hello":
+            self.roster = next(iter(self.inbox.values()))
         return self
 
     def play_before(self, leg, drop=None):
@@ -114,12 +123,10 @@ class Cohort:
         encoded = [self.plan.encoding.encode(self.values[site]).view(np.int32) for site in sites]
         return np.sum(encoded, axis=0, dtype=np.int64)
 
-    def scope(self, *, with_roster) -> Scope:
+    def scope(self, *, with_roster: bool) -> Scope:
         """What signatures are bound to."""
         scope = scope_of(self.plan, self.context)
-        told = [message for leg, _, message in self.told if leg == "share"]
-        roster = [*told, self.inbox[self.sites[0]]][0]
-        return scope.with_roster(roster) if with_roster else scope
+        return scope.with_roster(self.roster) if with_roster else scope
 
     def sign(self, leg, site, body, *, signer=None):
         """A message that the site could have signed, or that `signer` signs in its name."""

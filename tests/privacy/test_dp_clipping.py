@@ -233,6 +233,24 @@ def test_a_weight_used_outside_its_layer_is_refused() -> None:
         clipped_sum(PastTheLayer(), torch.rand(4, 3), torch.ones(4), 1.0)
 
 
+class Twice(nn.Module):
+    """Applies one layer two times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 3), nn.Linear(3, 1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.squeeze(self.outer(self.inner(self.inner(values))), 1)
+
+
+def test_a_layer_that_is_called_twice_is_refused() -> None:
+    model = Twice()
+    with pytest.raises(ValueError, match="Layer inner is called twice"):
+        clipped_sum(model, torch.rand(4, 3), torch.ones(4), 1.0)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

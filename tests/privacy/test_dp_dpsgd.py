@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from privacy.dp.dpsgd import TrainingTask, clipped_loss_sum, train
+from privacy.dp.dpsgd import TrainingTask, train
 from privacy.dp.events import SubsampledGaussian
 from privacy.dp.updates import ModelUpdate, NoisedUpdate, update_of
 from privacy.randomness import OsRandom, SeededRandom
@@ -294,34 +294,6 @@ def test_a_task_out_of_range_is_refused_by_name(field: str, value: Any) -> None:
 def test_noise_without_clipping_is_refused() -> None:
     with pytest.raises(ValueError, match=r"noise_multiplier=1\.0"):
         replace(PRIVATE, clipping_norm=None)
-
-
-def test_each_unit_counts_at_most_the_bound_in_the_loss_sum() -> None:
-    inputs, labels = units()
-    losses = squared_error(small_model()(inputs), labels).detach().clamp(max=0.5)
-    found = clipped_loss_sum(small_model(), inputs, labels, squared_error, bound=0.5)
-    assert found == pytest.approx(float(losses.double().sum()))
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_loss_that_is_not_finite_counts_as_the_bound(value: float) -> None:
-    labels = torch.full((3,), value)
-    found = clipped_loss_sum(small_model(), units(3)[0], labels, squared_error, bound=0.5)
-    assert found == 1.5
-
-
-def test_the_loss_sum_of_nobody_is_zero_and_of_parts_that_of_the_whole() -> None:
-    inputs, labels = units()
-    model = small_model()
-    whole = clipped_loss_sum(model, inputs, labels, squared_error, bound=9.0)
-    parts = clipped_loss_sum(model, inputs, labels, squared_error, bound=9.0, physical_batch_size=3)
-    assert parts == pytest.approx(whole)
-    assert clipped_loss_sum(model, inputs[:0], labels[:0], squared_error, bound=9.0) == 0.0
-
-
-def test_a_loss_bound_of_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"bound=0\.0"):
-        clipped_loss_sum(small_model(), *units(), squared_error, bound=0.0)
 
 
 def update_after(task: TrainingTask) -> ModelUpdate | NoisedUpdate:

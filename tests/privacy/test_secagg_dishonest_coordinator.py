@@ -88,7 +88,7 @@ def test_different_rosters_for_different_sites_end_before_anything_is_sealed():
         for site, message in zip(("site-1", "site-2", "site-3"), others, strict=True)
     }
     assert box_for(from_misled, "site-1")
-    with pytest.raises(MessageRefused, match="dealt under another roster. Nothing was sealed"):
+    with pytest.raises(MessageRefused, match=r"dealt under another roster\. Nothing was sealed"):
         cohort.answer("seal", "site-0", encode_sites(boxes))
 
 
