@@ -28,6 +28,8 @@ PULSE_LOST_SECONDS = 15.0
 class Traffic:
     """What the tunnel saw of the SuperNode and of the link. Times are `time.monotonic`, None before the first."""
 
+    started: float = float("-inf")
+    """When the present SuperNode process was started."""
     heartbeat: float | None = None
     """Last heartbeat request of the SuperNode."""
     work: float | None = None
@@ -40,6 +42,11 @@ class Traffic:
     """Last time that the coordinator answered with success."""
     refusal: str | None = None
     """The latest reason why a request failed; None after a success."""
+
+    @property
+    def is_taken_in(self) -> bool:
+        """Whether the coordinator took the present SuperNode process in."""
+        return self.activated is not None and self.activated > self.started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +93,14 @@ def is_node_working(traffic: Traffic, executor: Pulse, now: float) -> bool:
 
     if traffic.work is None or traffic.deactivated == traffic.work:
         return False
-    is_taken_in = traffic.activated is not None
-    if is_taken_in and not (is_recent(traffic.heartbeat) or is_recent(traffic.activated)):
+    if traffic.is_taken_in and not (is_recent(traffic.heartbeat) or is_recent(traffic.activated)):
         return False
     return is_recent(traffic.work) or (executor.is_fresh and executor.state == "busy")
 
 
 def node_state(traffic: Traffic, now: float) -> str:
     """online, connecting or offline: how the coordinator sees this site, as far as the tunnel can tell."""
-    if traffic.answered is None or traffic.activated is None:
+    if not traffic.is_taken_in or traffic.activated is None or traffic.answered is None:
         return "connecting"
     is_signed_off = traffic.deactivated is not None and traffic.deactivated > traffic.activated
     is_heard = now - traffic.answered < ONLINE_SECONDS

@@ -60,7 +60,6 @@ def rehearse(scenario: Scenario, folder: Path, *, observer: Observer | None = No
         hosts=("127.0.0.1",),
     )
     run_id = scenario.spec.name
-    is_lax = scenario.spec.privacy.mechanism == "none" or scenario.spec.quorum < 3
     with open_ledger(home.ledger_url(load_config(home))) as ledger:
         ledger.runs.request(run_id, spec=scenario.spec.to_json(), rounds=scenario.spec.rounds)
         key = load_signing_key(home.signing_key).public_key().public_bytes_raw()
@@ -74,8 +73,7 @@ def rehearse(scenario: Scenario, folder: Path, *, observer: Observer | None = No
                 coordinator_key=key,
                 ledger=ledger,
                 node_id=node_id,
-                is_lax=is_lax,
-                epsilon=scenario.spec.privacy.epsilon or None,
+                spec=scenario.spec,
             )
             put_data(site_home, table=table, schema=scenario.schema_path)
             nodes[node_id] = {HOME_KEY: str(site_home)}

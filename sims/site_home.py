@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from coordinator.ledger.store import LedgerStore
+from coordinator.run_spec import RunSpec
 from coordinator.wire.bundle import BUNDLE_SHA256
 from participant.budget import SiteBudget
 from participant.config import POLICY_TEMPLATE, SITE_TEMPLATE, load_site
@@ -28,6 +29,19 @@ secure_sum_schemes = ["mask", "plain"]
 """For rehearsals on public data: without privacy, in the clear, with fixed seeds."""
 
 
+def needs_lax_policy(spec: RunSpec) -> bool:
+    """Whether a run asks for what a site with the policy of `participant join` refuses."""
+    return spec.privacy.mechanism == "none" or spec.quorum < 3 or spec.secure_sum.scheme == "plain"
+
+
+def set_contract(home: Path, *, epsilon: float) -> None:
+    """Sets the total of the site's budget contract, as its administrator would in `site.toml`."""
+    path = home / "site.toml"
+    text = path.read_text(encoding="utf-8")
+    if epsilon > 0:
+        path.write_text(text.replace("epsilon = 8.0", f"epsilon = {epsilon}"), encoding="utf-8")
+
+
 def put_data(home: Path, *, table: pd.DataFrame, schema: Path) -> None:
     """Places the site's table and the published schema where its `site.toml` expects them."""
     table.to_csv(home / DATA_FILE, index=False)
@@ -42,8 +56,7 @@ def make_site_home(
     coordinator_key: bytes,
     ledger: LedgerStore,
     node_id: int,
-    is_lax: bool,
-    epsilon: float | None = None,
+    spec: RunSpec,
 ) -> None:
     """Makes the home and enrols the site in the ledger.
 
@@ -54,8 +67,7 @@ def make_site_home(
         coordinator_key: raw Ed25519 public key to pin.
         ledger: where the site becomes a member.
         node_id: its node on the rehearsal's grid.
-        is_lax: whether its policy allows what only rehearsals need.
-        epsilon: total of its budget contract; the template's if None.
+        spec: the run that its policy and its budget contract must allow.
     """
     files = create_home(home)
     ensure_keys(files)
@@ -63,13 +75,13 @@ def make_site_home(
     settings = SITE_TEMPLATE.substitute(
         site=site, gateway="127.0.0.1:1", exchange=exchange, data_set=site
     )
-    if epsilon is not None:
-        settings = settings.replace("epsilon = 8.0", f"epsilon = {epsilon}")
     (home / "site.toml").write_text(settings, encoding="utf-8")
+    set_contract(home, epsilon=spec.privacy.epsilon)
+    bundles = f'"{BUNDLE_SHA256}"'
     policy = (
         LAX_POLICY.format(bundle=BUNDLE_SHA256)
-        if is_lax
-        else POLICY_TEMPLATE.substitute(bundles=f'"{BUNDLE_SHA256}"')
+        if needs_lax_policy(spec)
+        else POLICY_TEMPLATE.substitute(bundles=bundles)
     )
     (home / "policy.toml").write_text(policy, encoding="utf-8")
     SiteBudget.create(home / "budget.db", load_site(home).budget)

@@ -162,11 +162,12 @@ class FaultyLink:
 
     async def _stop(self) -> None:
         self._server.close()
-        await self._drop()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
+        await self._drop()
+        await asyncio.sleep(0.01)  # let the transports report that they are closed
 
     async def _drop(self) -> None:
         for writer in list(self._writers):
@@ -174,9 +175,10 @@ class FaultyLink:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.add(writer)
         await self._flowing.wait()
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
-        self._writers |= {writer, up_writer}
+        self._writers.add(up_writer)
         await asyncio.gather(
             self._pump(reader, up_writer, to_client=False),
             self._pump(up_reader, writer, to_client=True),

@@ -97,18 +97,18 @@ def test_thirty_seconds_without_a_link_cost_only_time(
 
 
 def test_frozen_site_is_reported_lost_in_time(network: Network) -> None:
-    coordinator, _ = network.pair(silence_seconds=1.0)
+    coordinator, _ = network.pair(silence_seconds=2.5)
     frozen_at = time.monotonic()
 
     network.link.freeze()
     lost = coordinator.receive(timeout_seconds=10)
 
     assert (lost.sender, lost.kind, lost.payload) == ("exchange", "lost", b"st-anna")
-    assert 0.8 <= time.monotonic() - frozen_at <= 4
+    assert 2.3 <= time.monotonic() - frozen_at <= 6
 
 
 def test_frozen_site_learns_by_itself_that_it_is_out(network: Network) -> None:
-    _, anna = network.pair(silence_seconds=1.0)
+    _, anna = network.pair(silence_seconds=2.5)
 
     network.link.freeze()
 
@@ -117,7 +117,7 @@ def test_frozen_site_learns_by_itself_that_it_is_out(network: Network) -> None:
 
 
 def test_site_that_returns_too_late_is_told_so(network: Network) -> None:
-    coordinator, anna = network.pair(silence_seconds=1.2)
+    coordinator, anna = network.pair(silence_seconds=2.5)
     network.link.freeze()
     assert coordinator.receive(timeout_seconds=10).kind == "lost"
 

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
+from google.protobuf.message import Message as ProtobufMessage
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -79,6 +80,7 @@ def test_a_node_works_when_it_is_heard(traffic: Traffic, executor: Pulse, works:
         (Traffic(answered=99.0, activated=50.0), "online"),
         (Traffic(answered=30.0, activated=20.0), "offline"),
         (Traffic(answered=99.0, activated=50.0, deactivated=98.0), "offline"),
+        (Traffic(answered=99.0, activated=50.0, started=90.0), "connecting"),
     ],
 )
 def test_a_node_is_online_while_the_coordinator_answers(traffic: Traffic, state: str) -> None:
@@ -197,15 +199,13 @@ class Fleet:
         self.keys.add(request.headers["flwr-public-key"])
         if self.statuses.get(call):
             return Response("", status_code=self.statuses[call].pop(0))
-        answer = {
+        answers: dict[str, ProtobufMessage] = {
             "activate-node": ActivateNodeResponse(node_id=5),
             "pull-messages": PullMessagesResponse(),
             "send-node-heartbeat": SendNodeHeartbeatResponse(success=True),
-        }.get(call)
-        return Response(
-            b"" if answer is None else answer.SerializeToString(),
-            media_type="application/x-protobuf",
-        )
+        }
+        body = answers[call].SerializeToString() if call in answers else b""
+        return Response(body, media_type="application/x-protobuf")
 
 
 async def until(is_true: Callable[[], bool], seconds: float = 60.0) -> None:
