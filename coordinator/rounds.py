@@ -45,12 +45,13 @@ def begin_aggregation(progress: RoundProgress, sealed: tuple[str, ...]) -> Round
     """
     _require(progress, RoundState.AGGREGATING, RoundState.OPEN)
     strangers = set(sealed) - set(progress.plan.cohort)
-    if strangers or len(sealed) < progress.plan.quorum:
+    count = len(set(sealed))
+    if strangers or count < progress.plan.quorum:
         raise TransitionError(
-            f"{_name(progress)}: {len(sealed)} sealed contributions, quorum {progress.plan.quorum}, "
+            f"{_name(progress)}: {count} sealed contributions, quorum {progress.plan.quorum}, "
             f"never asked: {sorted(strangers)}. The attempt is aborted; the previous round stays the truth."
         )
-    return replace(progress, state=RoundState.AGGREGATING, sites=tuple(sorted(sealed)))
+    return replace(progress, state=RoundState.AGGREGATING, sites=tuple(sorted(set(sealed))))
 
 
 def commit_round(progress: RoundProgress) -> RoundProgress:

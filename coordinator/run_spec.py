@@ -118,7 +118,7 @@ def load_run_spec(path: Path, **changes: Any) -> RunSpec:
         spec = TypeAdapter(RunSpec).validate_python(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first(error)}. Correct the file and try again.") from error
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{path}: {type(error).__name__}: {error}. Correct the file and try again."
         ) from error
@@ -142,6 +142,8 @@ def charged_events(
 
 def _calibrated(raw: dict[str, Any]) -> PrivacyPlan:
     """The privacy plan with the noise that makes the whole run cost `epsilon` and no more."""
+    if not isinstance(raw["privacy"], dict):
+        raise ValueError("Expected privacy to be a table.")
     fields = {"noise_multiplier": 0.0, **raw["privacy"]}
     plan = TypeAdapter(PrivacyPlan).validate_python(fields)
     if plan.mechanism == "none":
@@ -168,6 +170,11 @@ def _require_consistent(spec: RunSpec, path: Path) -> None:
     if spec.secure_sum.scheme == "mask" and spec.quorum < 2:
         raise ConfigError(
             f"{path}: a masked sum of one site hides nothing; quorum={spec.quorum} must be at least 2."
+        )
+    if spec.privacy.mechanism != "none" and spec.privacy.count_epsilon <= 0:
+        raise ConfigError(
+            f"{path}: count_epsilon={spec.privacy.count_epsilon} must be positive: a site's weight in the mean is its "
+            f"number of patients, which is never released without noise."
         )
     if spec.seed is not None and spec.privacy.mechanism != "none":
         raise ConfigError(

@@ -255,7 +255,8 @@ class TrainingRun:
         )
         channel = self._connect(ticket)
         self._ledger.rounds.open_attempt(self._lease, round=plan.round, attempt=plan.attempt)
-        self._grid.push_messages(
+        # A list: Flower's grid goes over its messages twice.
+        tasks = [
             Message(
                 encode_task(RoundTask(plan=signed, ticket=tickets[name], keys=keys)),
                 require_node(members[name]),
@@ -264,7 +265,8 @@ class TrainingRun:
                 group_id=str(plan.round),
             )
             for name in plan.cohort
-        )
+        ]
+        self._grid.push_messages(tasks)
         return channel
 
     def _sum(self, plan: RoundPlan, signed: SignedPlan, channel: Channel) -> Summation:

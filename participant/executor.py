@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 APP = "participant.client_app:app"
 ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
 POLL_SECONDS = 0.1
-"""Between two questions for a task while the SuperNode answers. Each costs the two processes 4 ms of CPU (measured at
-50 ms: 8 % of a core per site), and a task waits 50 ms for it on average, in rounds of seconds."""
+"""Between two questions for a task while the SuperNode answers. One costs executor and SuperNode together at most 4 ms
+of CPU (measured at 50 ms, SuperNode's other work included: 8.5 % of a core), against rounds of seconds."""
 LONGEST_WAIT_SECONDS = 5.0
 """Between two questions while it does not."""
 PUSH_TRIES = 3

@@ -37,9 +37,7 @@ class ServerOptimizer:
         self._strategy = kind(
             eta=spec.learning_rate, beta_1=spec.beta_1, beta_2=spec.beta_2, tau=spec.tau
         )
-        if state:
-            self._strategy.m_t = {WEIGHTS: state["first_moment"]}
-            self._strategy.v_t = {WEIGHTS: state["second_moment"]}
+        self._restore(state or {})
 
     def step(
         self, *, round_number: int, base: NDArray[np.float32], change: NDArray[np.float32]
@@ -52,8 +50,22 @@ class ServerOptimizer:
             change: weighted mean of the sites' changes [P].
 
         Raises:
-            AggregationError: the result has another length or is not finite.
+            AggregationError: the result has another length or is not finite; the moments are as before.
         """
+        moments = self.state()
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            weights = self._aggregate(round_number, base, change)
+        if weights.shape != base.shape or not np.isfinite(weights).all():
+            self._restore(moments)
+            raise AggregationError(
+                f"Round {round_number}: {type(self._strategy).__name__} returned weights of shape {weights.shape} "
+                f"(base {base.shape}), all finite: {bool(np.isfinite(weights).all())}. The round is aborted."
+            )
+        return weights
+
+    def _aggregate(
+        self, round_number: int, base: NDArray[np.float32], change: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         if isinstance(self._strategy, FedAdam | FedYogi):
             # What Flower's configure_train would have remembered when it sent the base model.
             self._strategy.current_arrays = {WEIGHTS: base}
@@ -62,13 +74,12 @@ class ServerOptimizer:
             raise AggregationError(
                 f"Round {round_number}: {type(self._strategy).__name__} returned no weights."
             )
-        weights = np.asarray(arrays[WEIGHTS].numpy(), np.float32)
-        if weights.shape != base.shape or not np.isfinite(weights).all():
-            raise AggregationError(
-                f"Round {round_number}: {type(self._strategy).__name__} returned weights of shape {weights.shape} "
-                f"(base {base.shape}), all finite: {bool(np.isfinite(weights).all())}. The round is aborted."
-            )
-        return weights
+        return np.asarray(arrays[WEIGHTS].numpy(), np.float32)
+
+    def _restore(self, moments: Mapping[str, NDArray[np.float32]]) -> None:
+        if isinstance(self._strategy, FedAdam | FedYogi):
+            self._strategy.m_t = {WEIGHTS: moments["first_moment"]} if moments else None
+            self._strategy.v_t = {WEIGHTS: moments["second_moment"]} if moments else None
 
     def state(self) -> dict[str, NDArray[np.float32]]:
         """Moments to keep with the round; empty for FedAvg."""

@@ -108,7 +108,8 @@ class Rig:
 
     def is_online_at_coordinator(self) -> bool:
         answer = command("coordinator", "status", "--home", self.coordinator, "--json")
-        return '"online"' in answer.stdout
+        sites = json.loads(answer.stdout)["sites"]
+        return [site["name"] for site in sites if site["online"] is True] == ["st-anna"]
 
     def processes(self) -> list[psutil.Process]:
         return list(psutil.Process(self.agent.pid).children(recursive=True))
@@ -185,7 +186,7 @@ def test_a_killed_supernode_is_started_again_and_comes_online(rig: Rig) -> None:
     assert rig.status()["starts"]["supernode"] > 1
 
 
-def test_a_stop_ends_every_process_within_10_seconds(rig: Rig) -> None:
+def test_a_stop_signs_off_and_ends_every_process_within_10_seconds(rig: Rig) -> None:
     processes = [psutil.Process(rig.agent.pid), *rig.processes()]
 
     started = time.monotonic()
@@ -195,3 +196,4 @@ def test_a_stop_ends_every_process_within_10_seconds(rig: Rig) -> None:
     assert time.monotonic() - started < 10
     assert status == 0
     assert [process for process in processes[1:] if process.is_running()] == []
+    assert not rig.is_online_at_coordinator()

@@ -1,0 +1,126 @@
+import pytest
+
+from coordinator.errors import ConfigError
+from coordinator.run_spec import charged_events, load_run_spec, parse_run_spec
+from coordinator.wire.plan import PrivacyPlan
+from model.config import TIERS
+from privacy.dp.accounting import epsilon_spent
+from privacy.dp.events import DiscreteLaplace, SubsampledGaussian
+from tests.sims.small_federation import RUN, SCHEMA, WITH_DP, small_spec
+
+
+def load(folder, text, **changes):
+    (folder / "schema.toml").write_text(SCHEMA)
+    (folder / "run.toml").write_text(text)
+    return load_run_spec(folder / "run.toml", **changes)
+
+
+def test_a_run_survives_the_ledger_exactly(tmp_path):
+    spec = small_spec(tmp_path, **WITH_DP)
+    assert parse_run_spec(spec.to_json()) == spec
+    assert parse_run_spec(spec.to_json()).to_json() == spec.to_json()
+
+
+def test_the_noise_makes_the_whole_run_cost_epsilon_and_no_more(tmp_path):
+    spec = small_spec(tmp_path, **WITH_DP)
+    attempts = spec.rounds + spec.spare_attempts
+    gradients = SubsampledGaussian(
+        sample_rate=spec.training.sample_rate,
+        noise_multiplier=spec.privacy.noise_multiplier,
+        steps=spec.training.local_steps * attempts,
+    )
+    others = charged_events(spec.privacy, spec.training, attempts)
+    total = epsilon_spent((gradients, *others), spec.privacy.delta)
+    assert 0.99 * spec.privacy.epsilon < total <= spec.privacy.epsilon
+
+
+def test_spare_attempts_are_paid_for_with_more_noise(tmp_path):
+    few = small_spec(tmp_path / "few", **WITH_DP, spare_attempts=0)
+    many = small_spec(tmp_path / "many", **WITH_DP, spare_attempts=20)
+    assert many.privacy.noise_multiplier > few.privacy.noise_multiplier
+
+
+def test_without_privacy_no_epsilon_is_claimed_and_no_noise_added(tmp_path):
+    privacy = small_spec(tmp_path).privacy
+    assert (privacy.epsilon, privacy.noise_multiplier) == (0.0, 0.0)
+
+
+def test_a_run_charges_one_count_and_a_loss_per_attempt(tmp_path):
+    spec = small_spec(tmp_path, **WITH_DP)
+    count, loss = charged_events(spec.privacy, spec.training, 3)
+    assert count == DiscreteLaplace(epsilon=0.1)
+    assert (loss.epsilon, loss.count) == (0.02, 3)
+
+
+def test_releases_that_cost_nothing_are_not_charged(tmp_path):
+    silent = PrivacyPlan(
+        mechanism="dp-sgd",
+        epsilon=1,
+        delta=1e-5,
+        noise_multiplier=1,
+        clipping_norm=1,
+        count_epsilon=0,
+        metric_epsilon=0,
+    )
+    assert charged_events(silent, small_spec(tmp_path).training, 3) == ()
+
+
+def test_a_tier_names_a_model(tmp_path):
+    text = RUN[: RUN.index("[model]")] + RUN[RUN.index("[training]") :]
+    assert load(tmp_path, text, tier="cpu-small").model == TIERS["cpu-small"]
+
+
+def test_changes_reach_into_a_table_and_leave_its_other_fields(tmp_path):
+    spec = small_spec(tmp_path, training={"local_steps": 9}, rounds=5)
+    assert (spec.training.local_steps, spec.training.learning_rate, spec.rounds) == (9, 0.3, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rounds": 0}, "rounds"),
+        ({"rounds": "many"}, "rounds"),
+        ({"rounds": [1]}, "int"),
+        ({"sites": 65}, "sites"),
+        ({"quorum": 5}, "quorum=5"),
+        ({"quorum": 1}, "hides nothing"),
+        ({"name": "Not a name"}, "name"),
+        ({"colour": "red"}, "colour"),
+        ({"training": {"momentum": 0.9}}, "momentum"),
+        ({"training": "fast"}, "training"),
+        ({"privacy": "much"}, "privacy"),
+        ({"tier": "galactic"}, "galactic"),
+        ({"tier": ["cpu-small"]}, "cpu-small|unhashable"),
+        ({"schema": "elsewhere.toml"}, "elsewhere.toml"),
+        ({"secure_sum": {"scheme": "rot13"}}, "scheme"),
+        ({"secure_sum": {"update_range": float("inf")}}, "update_range"),
+        ({"server": {"learning_rate": 0}}, "learning_rate"),
+        ({"timing": {"join_seconds": float("nan")}}, "join_seconds"),
+        ({"privacy": {"mechanism": "dp-sgd", "epsilon": 0}, "seed": None}, "epsilon"),
+        ({"privacy": {"mechanism": "dp-sgd", "epsilon": float("nan")}, "seed": None}, "epsilon"),
+        ({"privacy": {"mechanism": "dp-sgd", "count_epsilon": 0}, "seed": None}, "count_epsilon"),
+        ({"privacy": {"mechanism": "dp-sgd"}}, "predictable"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_with_file_and_field(tmp_path, changes, named):
+    with pytest.raises(ConfigError, match=f"run.toml.*({named})"):
+        small_spec(tmp_path, **changes)
+
+
+def test_a_file_that_is_not_toml_or_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="run.toml"):
+        load(tmp_path, "rounds = = 3")
+    with pytest.raises(ConfigError, match="nowhere.toml"):
+        load_run_spec(tmp_path / "nowhere.toml")
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="privacy"):
+        load(tmp_path, RUN[: RUN.index("[privacy]")] + RUN[RUN.index("[secure_sum]") :])
+
+
+def test_text_that_is_no_run_is_refused_when_the_ledger_is_read(tmp_path):
+    good = small_spec(tmp_path).to_json()
+    for text in ("", "{}", good.replace('"rounds":2', '"rounds":-1'), good[:-1] + ',"extra":1}'):
+        with pytest.raises(ConfigError, match="does not parse"):
+            parse_run_spec(text)
