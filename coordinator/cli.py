@@ -66,7 +66,7 @@ class Answer:
 
 
 @app.command()
-def init(  # noqa: PLR0913  # the options of a command
+def init(
     home: Home = DEFAULT_HOME,
     host: Annotated[
         list[str] | None,

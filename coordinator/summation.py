@@ -2,7 +2,7 @@
 
 For each leg in order: collect that leg's message from every site that is still in; drop a site that is lost, refuses,
 misbehaves or misses the deadline; close the leg and hand every remaining site what it needs for the next one. Frames
-of another leg or of a dropped site change nothing. The scheme decides whether those who remain are enough.
+of another leg, of a dropped site, or said before change nothing. The scheme decides whether those who remain are enough.
 """
 
 import logging
@@ -54,6 +54,7 @@ class SumDriver:
         cohort: tuple[str, ...],
         join_seconds: float,
         round_seconds: float,
+        on_receipt: Callable[[str, RoundReceipt], object],
         on_sealed: Callable[[tuple[str, ...]], None],
     ) -> None:
         """Prepares the sum.
@@ -64,10 +65,12 @@ class SumDriver:
             cohort: sites that were asked.
             join_seconds: how long the first leg may take.
             round_seconds: how long all legs together may take.
+            on_receipt: told what a site has charged, as soon as it says so: a charge outlives the attempt.
             on_sealed: told which sites have sealed before anything is opened.
         """
         self._channel = channel
         self._part = part
+        self._on_receipt = on_receipt
         self._on_sealed = on_sealed
         start = time.monotonic()
         self._join_until = start + join_seconds
@@ -140,9 +143,9 @@ class SumDriver:
                 "refused",
                 frame.payload[:MAX_REASON_CHARACTERS].decode(errors="replace"),
             )
-        elif frame.kind == RECEIPT:
+        elif frame.kind == RECEIPT and record.receipt is None:
             self._keep_receipt(frame)
-        elif frame.kind == leg:
+        elif frame.kind == leg and not self._part.is_complete(leg, frame.sender):
             try:
                 self._part.absorb(leg, frame.sender, frame.payload)
             except MessageRefused as error:
@@ -151,9 +154,12 @@ class SumDriver:
 
     def _keep_receipt(self, frame: Frame) -> None:
         try:
-            self.sites[frame.sender].receipt = decode_receipt(frame.payload)
+            receipt = decode_receipt(frame.payload)
         except ValueError as error:
             self._drop(frame.sender, "refused", str(error))
+            return
+        self.sites[frame.sender].receipt = receipt
+        self._on_receipt(frame.sender, receipt)
 
     def _drop(self, site: str, state: str, detail: str) -> None:
         if site in self._in:

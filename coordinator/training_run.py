@@ -27,18 +27,15 @@ from numpy.typing import NDArray
 
 from coordinator.errors import AggregationError, QuorumError, RoundError
 from coordinator.ledger.records import (
-    Charge,
     Lease,
-    Metric,
     NewModel,
-    Participation,
     PlannedAttempt,
-    RoundOutcome,
     Site,
 )
 from coordinator.ledger.states import ParticipationState
 from coordinator.ledger.store import LedgerStore
 from coordinator.registry.checkpoints import CheckpointStore
+from coordinator.round_outcome import round_outcome, site_charge, site_participations
 from coordinator.rounds import (
     RoundProgress,
     begin_aggregation,
@@ -270,7 +267,8 @@ class TrainingRun:
         return channel
 
     def _sum(self, plan: RoundPlan, signed: SignedPlan, channel: Channel) -> Summation:
-        """Drives the secure sum."""
+        """Drives the secure sum; if it fails, the ledger keeps how far every site had come."""
+        where = {"round": plan.round, "attempt": plan.attempt}
         keys = {s.name: bytes.fromhex(s.signing_key) for s in self._ledger.sites.members()}
         context = SumContext(
             run_id=plan.run_id,
@@ -285,16 +283,24 @@ class TrainingRun:
             keys={name: keys[name] for name in plan.cohort},
             spool_folder=self._checkpoints.folder,
         )
-        return SumDriver(
+        driver = SumDriver(
             channel,
             part,
             cohort=plan.cohort,
             join_seconds=self._spec.timing.join_seconds,
             round_seconds=self._spec.timing.round_seconds,
-            on_sealed=lambda _: self._ledger.rounds.mark_aggregating(
-                self._lease, round=plan.round, attempt=plan.attempt
+            on_receipt=lambda site, receipt: self._ledger.rounds.record_charge(
+                self._lease, site_charge(site, receipt), **where
             ),
-        ).run()
+            on_sealed=lambda _: self._ledger.rounds.mark_aggregating(self._lease, **where),
+        )
+        try:
+            return driver.run()
+        except (RoundError, SumImpossible, MessageRefused, ChannelClosed):
+            for news in site_participations(plan, driver.sites, seconds=0.0):
+                if news.state is not ParticipationState.ASKED:
+                    self._ledger.rounds.record_participation(self._lease, news, **where)
+            raise
 
     def _mean(self, plan: RoundPlan, summation: Summation) -> MeanContribution:
         try:
@@ -337,48 +343,3 @@ def require_node(site: Site) -> int:
     if site.flower_node_id is None:
         raise QuorumError(f"Site {site.name} has no Flower node. Is its agent running?")
     return site.flower_node_id
-
-
-def round_outcome(
-    plan: RoundPlan,
-    summation: Summation,
-    mean: MeanContribution,
-    *,
-    model: NewModel,
-    seconds: float,
-) -> RoundOutcome:
-    """What the ledger keeps of a round: who took part, what they charged, and the released metric."""
-    participations = tuple(
-        Participation(
-            site=site,
-            state=ParticipationState(record.state),
-            detail=record.detail,
-            bytes_sent=record.bytes_received,
-            bytes_received=record.bytes_sent + plan.base_model_bytes,
-            seconds=seconds,
-        )
-        for site, record in summation.sites.items()
-    )
-    charges = tuple(
-        Charge(
-            site=site,
-            epsilon=record.receipt.epsilon_spent,
-            delta=record.receipt.delta,
-            unit=record.receipt.unit,
-            adjacency=record.receipt.adjacency,
-            events=record.receipt.events,
-        )
-        for site, record in summation.sites.items()
-        if record.receipt is not None
-    )
-    released_with = (
-        "secure sum" if plan.privacy.mechanism == "none" else "secure sum, discrete Laplace"
-    )
-    metrics = (
-        (Metric(name="training_loss", value=mean.loss, released_with=released_with),)
-        if plan.privacy.mechanism == "none" or plan.privacy.metric_epsilon > 0
-        else ()
-    )
-    return RoundOutcome(
-        model=model, participations=participations, charges=charges, metrics=metrics
-    )

@@ -20,8 +20,6 @@ from typing import Annotated, Any
 
 import typer
 
-from participant import supervisor
-from participant.budget import SiteBudget
 from participant.config import load_site
 from participant.enrol import join as join_consortium
 from participant.enrol import read_invitation
@@ -86,6 +84,8 @@ def join(
 @app.command()
 def run(home: Home = HOME, as_json: AsJson = False) -> None:
     """Take part until SIGTERM or Ctrl-C. The table is checked first; a bad one is an error before anything is sent."""
+    # Imported here: the accountant takes seconds, and most commands do without it.
+    from participant import supervisor
 
     def work() -> dict[str, Any]:
         logging.basicConfig(
@@ -105,6 +105,8 @@ def run(home: Home = HOME, as_json: AsJson = False) -> None:
 @app.command()
 def status(home: Home = HOME, as_json: AsJson = False) -> None:
     """Show whether an agent runs here, whether its node is online, and why not."""
+    # Imported here: the accountant takes seconds, and most commands do without it.
+    from participant import supervisor
 
     def work() -> dict[str, Any]:
         open_home(home)
@@ -129,12 +131,17 @@ def status(home: Home = HOME, as_json: AsJson = False) -> None:
 @data.command("check")
 def check_data(home: Home = HOME, as_json: AsJson = False) -> None:
     """Read the site's table and check it against the published schema. Nothing is sent and nothing is charged."""
+    # Imported here: the accountant takes seconds, and most commands do without it.
+    from participant import supervisor
+
     _answer(lambda: asdict(supervisor.check_data(load_site(home))), _describe, as_json=as_json)
 
 
 @budget.command("show")
 def show_budget(home: Home = HOME, as_json: AsJson = False) -> None:
     """Show what the data set's privacy budget has spent, over all runs."""
+    # Imported here: the accountant takes seconds, and most commands do without it.
+    from participant.budget import SiteBudget
 
     def work() -> dict[str, Any]:
         contract = load_site(home).budget

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -84,6 +85,35 @@ def run(
         typer.echo(json.dumps(outcome.as_json()))
     else:
         print_outcome(outcome, Console())
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for everything the demo leaves; replaced.")
+    ] = Path("demo-out"),
+    scenario: Annotated[str, typer.Option(help=f"One of: {', '.join(SCENARIOS)}.")] = "heart",
+    seeds: Annotated[int, typer.Option(min=1, help="Splits of the patients to compare over.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """The main job with real processes: coordinator and hospitals on this machine, then a table and report.html."""
+    from coordinator.errors import CoordinatorError
+    from sims.demo import demonstrate, show
+    from sims.federation import FederationError
+
+    if out.exists() and any(out.iterdir()) and not (out / "coordinator").is_dir():
+        raise typer.BadParameter(f"{out} is not a folder that a demo left; name another.")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(mode=0o700, parents=True)
+    try:
+        found = demonstrate(scenario, out, seeds=seeds, console=Console(stderr=True))
+    except (CoordinatorError, FederationError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+    if as_json:
+        typer.echo(json.dumps(found.as_json()))
+    else:
+        show(found, Console())
 
 
 if __name__ == "__main__":

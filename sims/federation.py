@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -58,9 +59,8 @@ class RealFederation:
                 "coordinator", "init", "--home", str(self.coordinator_home.folder), *FREE_PORTS
             )
             self.start_coordinator()
-            for site in self.scenario.train:
-                self._join(site)
-                self.start_site(site)
+            with ThreadPoolExecutor() as together:
+                list(together.map(self._bring_in, self.scenario.train))
         except BaseException:
             self.close()
             raise
@@ -151,6 +151,10 @@ class RealFederation:
             if run.state != RunState.FINISHED:
                 raise FederationError(f"Run {run_id} {run.state}: {run.reason}. See {self._logs}.")
             return ledger.history(run_id)
+
+    def _bring_in(self, site: str) -> None:
+        self._join(site)
+        self.start_site(site)
 
     def _join(self, site: str) -> None:
         invitation, home = self.folder / f"{site}.invite", self.folder / site

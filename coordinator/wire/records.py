@@ -62,8 +62,9 @@ def decode_task(content: RecordDict) -> RoundTask:
         raise ValueError(f"A task needs 1 to {MAX_SITES} sites with one key each.")
     roster: dict[str, bytes] = {}
     for site, key in zip(sites, keys, strict=True):
-        is_new = isinstance(site, str) and site not in roster
-        if not (is_new and isinstance(key, bytes) and len(key) == 32):
+        if not isinstance(site, str) or site in roster:
+            raise ValueError("A task's sites must be names, each once.")
+        if not (isinstance(key, bytes) and len(key) == 32):
             raise ValueError("A task's signing keys must be 32 bytes, one for each named site.")
         roster[site] = key
     return RoundTask(plan=SignedPlan(payload=plan, signature=signature), ticket=ticket, keys=roster)

@@ -168,17 +168,18 @@ def print_benchmark(benchmark: Benchmark, console: Console) -> None:
         caption=f"{machine.processor}, {machine.cores} cores, {machine.memory_gib} GiB, "
         f"load {machine.load_average}; ratio = ours / baseline, less is better",
     )
-    for column in ("what", "ours", "baseline", "unit", "baseline is", "ratio", "aim", "met"):
-        is_text = column in ("what", "unit", "baseline is", "met")
-        table.add_column(column, justify="left" if is_text else "right")
+    for column in ("what", "baseline is"):
+        table.add_column(column, ratio=2)
+    for column in ("ours", "baseline", "ratio", "aim", "met"):
+        table.add_column(column, justify="right", no_wrap=True)
     for result in benchmark.results:
-        absent = isinstance(result.baseline, Absent)
         table.add_row(
             result.what,
-            f"{result.ours.value:.4g}",
-            "none" if isinstance(result.baseline, Absent) else f"{result.baseline.value:.4g}",
-            result.unit,
-            f"{result.baseline_name} (not measured)" if absent else result.baseline_name,
+            result.baseline_name,
+            f"{result.ours.value:.3g} {result.unit}",
+            "none"
+            if isinstance(result.baseline, Absent)
+            else f"{result.baseline.value:.3g} {result.unit}",
             "" if result.ratio is None else f"{result.ratio:.3g}",
             "" if result.aim is None else f"≤ {result.aim:g}",
             {True: "yes", False: "no", None: ""}[result.is_met],

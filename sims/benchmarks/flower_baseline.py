@@ -56,7 +56,14 @@ def time_flower_rounds(
     with ExitStack() as processes:
         superlink = processes.enter_context(
             _running(
-                ("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)),
+                (
+                    _program("flower-superlink"),
+                    "--insecure",
+                    "--host",
+                    "127.0.0.1",
+                    "--port",
+                    str(port),
+                ),
                 environment=_environment(folder, workload, "superlink"),
                 log=log,
             )
@@ -67,7 +74,7 @@ def time_flower_rounds(
             serving = ("--port", str(_free_port()), "--node-config", place)
             processes.enter_context(
                 _running(
-                    ("flower-supernode", "--insecure", "--superlink", address, *serving),
+                    (_program("flower-supernode"), "--insecure", "--superlink", address, *serving),
                     environment=_environment(folder, workload, f"node-{index}"),
                     log=folder / f"node-{index}.log",
                 )
@@ -93,13 +100,7 @@ def time_ray_rounds(
         BaselineError: that interpreter has no Ray, or the simulation failed.
     """
     folder.mkdir(parents=True)
-    found = subprocess.run(
-        [str(python), "-c", "import ray, flwr"], capture_output=True, check=False
-    )
-    if found.returncode != 0:
-        raise BaselineError(
-            f"{python} has no ray; install flwr[simulation] or name another with --ray-python"
-        )
+    _require_ray(python)
     environment = _environment(folder, workload, "ray") | {
         "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -124,6 +125,20 @@ def read_rounds(workload: Path) -> list[float]:
     return [later - earlier for earlier, later in pairwise(completed)]
 
 
+def _require_ray(python: Path) -> None:
+    try:
+        subprocess.run(
+            [str(python), "-c", "import ray, flwr"],
+            capture_output=True,
+            timeout=COMMAND_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BaselineError(
+            f"{python} cannot import ray; install flwr[simulation], or name an interpreter with --ray-python"
+        ) from error
+
+
 def _environment(folder: Path, workload: Path, role: str) -> dict[str, str]:
     home = folder / role
     home.mkdir(mode=0o700)
@@ -146,10 +161,9 @@ def _running(
     argv: Sequence[str], *, environment: dict[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The process and all that it starts in its process group, until the context is left."""
-    program = Path(sys.executable).with_name(argv[0]) if os.sep not in argv[0] else Path(argv[0])
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [str(program), *argv[1:]],
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -186,16 +200,16 @@ def _start_run(address: str, environment: dict[str, str]) -> None:
         f'[superlink.{CONNECTION}]\naddress = "{address}"\ninsecure = true\n',
         encoding="utf-8",
     )
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("flwr")), "run", str(APP), CONNECTION],
-        capture_output=True,
-        env=environment,
-        timeout=COMMAND_SECONDS,
-        check=False,
-    )
-    if done.returncode != 0:
-        said = (done.stdout + done.stderr).decode(errors="replace").strip()
-        raise BaselineError(f"flwr run: exit {done.returncode}: {said[-SHOWN_CHARACTERS:]}")
+    try:
+        subprocess.run(
+            [_program("flwr"), "run", str(APP), CONNECTION],
+            capture_output=True,
+            env=environment,
+            timeout=COMMAND_SECONDS,
+            check=True,
+        )
+    except subprocess.SubprocessError as error:
+        raise BaselineError(f"flwr run did not start the baseline: {error}") from error
 
 
 def _await_times(
@@ -206,6 +220,10 @@ def _await_times(
         if process.poll() is not None or time.monotonic() > until:
             raise BaselineError(f"{log.stem} did not finish: {_tail(log)}")
         time.sleep(POLL_SECONDS)
+
+
+def _program(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
 
 
 def _tail(log: Path) -> str:

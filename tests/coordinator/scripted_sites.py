@@ -1,7 +1,7 @@
 """Sites of a secure sum whose every step a test decides, on the real in-memory exchange with the real protocol."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -102,8 +102,8 @@ def sum_session(
         yield SumSession(f"memory:{relay_name}", names, plan)
 
 
-def play_all(sites: list[ScriptedSite], *legs: str) -> None:
-    """Everybody plays these legs in step (default: all)."""
-    for leg in legs or LEGS:
+def play_all(sites: Sequence[ScriptedSite], legs: Sequence[str] = LEGS) -> None:
+    """Everybody plays these legs in step."""
+    for leg in legs:
         for site in sites:
             site.play(leg)

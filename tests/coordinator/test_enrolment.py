@@ -24,7 +24,6 @@ from coordinator.enrolment.authority import (
     load_authority,
     require_site_name,
     site_of,
-    write_secret,
 )
 from coordinator.enrolment.endpoint import (
     MAX_BODY_BYTES,
@@ -392,11 +391,3 @@ def test_a_flood_of_requests_is_turned_away(registrar: Registrar, pki: Path) -> 
         assert 429 in answers
 
     served(registrar, pki, scenario)
-
-
-def test_a_secret_file_is_new_and_private(tmp_path: Path) -> None:
-    write_secret(tmp_path / "key", b"secret")
-
-    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
-    with pytest.raises(FileExistsError):
-        write_secret(tmp_path / "key", b"other")

@@ -32,7 +32,7 @@ class Rig:
 
     def __init__(self, session, pool):
         self.session = session
-        self.aggregated = []
+        self.aggregated, self.receipts = [], []
         self._pool = pool
 
     def start(self, *, join_seconds=10.0, round_seconds=10.0):
@@ -43,6 +43,7 @@ class Rig:
             cohort=NAMES,
             join_seconds=join_seconds,
             round_seconds=round_seconds,
+            on_receipt=lambda site, receipt: self.receipts.append((site, receipt)),
             on_sealed=self.aggregated.append,
         )
         self._future = self._pool.submit(self.driver.run)
@@ -89,12 +90,12 @@ def test_everybody_counts_when_everybody_plays(rig):
 def test_the_driver_tells_who_sealed_before_anything_is_opened(rig):
     rig.start()
     sites = rig.sites()
-    play_all(sites, "hello", "share", "seal")
+    play_all(sites, ("hello", "share", "seal"))
     for site in sites:
         answer = site.answers("confirm")  # arrives only after the seal leg is closed
         assert rig.aggregated == [NAMES]
         site.send("confirm", answer[0])
-    play_all(sites, "release")
+    play_all(sites, ("release",))
     assert rig.finish().result.sites == NAMES
 
 
@@ -121,9 +122,9 @@ def test_a_refusal_is_kept_with_its_reason_cut_to_length(rig):
 def test_a_site_that_says_hello_and_then_refuses_does_not_hold_up_the_round(rig):
     rig.start()
     sites = rig.sites()
-    play_all(sites, "hello")
+    play_all(sites, ("hello",))
     sites[3].send("refuse", b"the budget is exhausted")
-    play_all(sites[:3], *LEGS[1:])
+    play_all(sites[:3], LEGS[1:])
     summation = rig.finish()
     assert summation.result.sites == NAMES[:3]
     assert summation.sites["dora"].state == "refused"
@@ -134,9 +135,9 @@ def test_a_site_that_leaves_in_a_leg_does_not_hold_up_the_round(rig, leg):
     rig.start()
     sites = rig.sites()
     before = LEGS[: LEGS.index(leg)]
-    play_all(sites, *before)
+    play_all(sites, before)
     sites[3].channel.close()
-    play_all(sites[:3], *LEGS[LEGS.index(leg) :])
+    play_all(sites[:3], LEGS[LEGS.index(leg) :])
     summation = rig.finish()
     counted = NAMES if "seal" in before else NAMES[:3]
     assert summation.result.sites == counted
@@ -147,9 +148,9 @@ def test_a_site_that_leaves_in_a_leg_does_not_hold_up_the_round(rig, leg):
 def test_a_site_that_falls_silent_after_hello_is_lost_at_the_deadline(rig):
     rig.start(round_seconds=1.0)
     sites = rig.sites()
-    play_all(sites, "hello")
-    play_all(sites[:3], "share")
-    play_all(sites[:3], "seal")
+    play_all(sites, ("hello",))
+    play_all(sites[:3], ("share",))
+    play_all(sites[:3], ("seal",))
     with pytest.raises(QuorumError, match="dora: lost"):
         rig.finish()
 
@@ -157,7 +158,7 @@ def test_a_site_that_falls_silent_after_hello_is_lost_at_the_deadline(rig):
 def test_below_the_quorum_nothing_is_opened_and_the_missing_are_named(rig):
     rig.start(join_seconds=0.3)
     anna, berta = rig.sites("anna", "berta")
-    play_all([anna], "hello")
+    play_all([anna], ("hello",))
     berta.send("refuse", b"no")
     with pytest.raises(QuorumError, match=r"leg hello.*berta: refused \(no\).*dora: lost"):
         rig.finish()
@@ -167,10 +168,10 @@ def test_below_the_quorum_nothing_is_opened_and_the_missing_are_named(rig):
 def test_a_vector_of_wrong_length_is_refused_and_the_others_count(rig):
     rig.start()
     *others, dora = rig.sites()
-    play_all([*others, dora], "hello", "share")
+    play_all([*others, dora], ("hello", "share"))
     (chunk,) = dora.answers("seal")
     dora.send("seal", chunk[:-4])
-    play_all(others, *LEGS[2:])
+    play_all(others, LEGS[2:])
     summation = rig.finish()
     assert summation.result.sites == NAMES[:3]
     assert summation.sites["dora"].state == "refused"
@@ -181,12 +182,12 @@ def test_a_vector_of_wrong_length_is_refused_and_the_others_count(rig):
 def test_a_vector_that_is_not_finite_is_never_sealed(rig, poison):
     rig.start()
     sites = rig.sites()
-    play_all(sites, "hello", "share")
+    play_all(sites, ("hello", "share"))
     sites[3].values[5] = poison
     with pytest.raises(ValueError, match="NaN or infinite"):
         sites[3].answers("seal")
     sites[3].channel.close()
-    play_all(sites[:3], *LEGS[2:])
+    play_all(sites[:3], LEGS[2:])
     assert rig.finish().result.sites == NAMES[:3]
 
 
@@ -194,9 +195,9 @@ def test_a_vector_that_is_not_finite_is_never_sealed(rig, poison):
 def test_garbage_in_a_leg_costs_its_sender_the_round_and_nobody_else(rig, leg):
     rig.start()
     sites = rig.sites()
-    play_all(sites, *LEGS[: LEGS.index(leg)])
+    play_all(sites, LEGS[: LEGS.index(leg)])
     sites[3].send(leg, b"garbage" * 20)
-    play_all(sites[:3], *LEGS[LEGS.index(leg) :])
+    play_all(sites[:3], LEGS[LEGS.index(leg) :])
     summation = rig.finish()
     counted = NAMES if leg in ("confirm", "release") else NAMES[:3]
     assert summation.result.sites == counted
@@ -219,12 +220,12 @@ def test_a_duplicate_of_a_complete_message_changes_nothing(rig):
 def test_a_late_hello_changes_nothing(rig):
     rig.start(join_seconds=0.3)
     anna, berta, clara = rig.sites("anna", "berta", "clara")
-    play_all([anna, berta, clara], "hello")
+    play_all([anna, berta, clara], ("hello",))
     shares = {site.name: site.answers("share")[0] for site in (anna, berta, clara)}
     rig.session.site("dora").play("hello")
     for site in (anna, berta, clara):
         site.send("share", shares[site.name])
-    play_all([anna, berta, clara], *LEGS[2:])
+    play_all([anna, berta, clara], LEGS[2:])
     summation = rig.finish()
     assert summation.result.sites == NAMES[:3]
     assert summation.sites["dora"].state == "lost"
@@ -239,8 +240,8 @@ def test_a_message_in_another_s_name_or_from_a_bystander_changes_nothing(rig):
     bystander.send(to=COORDINATOR, kind="refuse", payload=b"everybody stop")
     bystander.send(to=COORDINATOR, kind="lost", payload=b"anna")
     sites[0].send("hello", hello)
-    play_all(sites[1:], "hello")
-    play_all(sites, *LEGS[1:])
+    play_all(sites[1:], ("hello",))
+    play_all(sites, LEGS[1:])
     summation = rig.finish()
     assert summation.result.sites == NAMES
     assert set(summation.sites) == set(NAMES)
@@ -249,22 +250,23 @@ def test_a_message_in_another_s_name_or_from_a_bystander_changes_nothing(rig):
 def test_the_first_receipt_of_a_site_counts(rig):
     rig.start()
     sites = rig.sites()
-    play_all(sites, "hello")
+    play_all(sites, ("hello",))
     second = RoundReceipt(**{**RECEIPT.__dict__, "epsilon_spent": 0.0})
     sites[0].send("receipt", encode_receipt(RECEIPT))
     sites[0].send("receipt", encode_receipt(second))
-    play_all(sites, *LEGS[1:])
+    play_all(sites, LEGS[1:])
     summation = rig.finish()
     assert summation.sites["anna"].receipt == RECEIPT
     assert summation.sites["berta"].receipt is None
+    assert rig.receipts == [("anna", RECEIPT)]
 
 
 def test_a_malformed_receipt_costs_its_sender_the_round(rig):
     rig.start()
     sites = rig.sites()
-    play_all(sites, "hello")
+    play_all(sites, ("hello",))
     sites[3].send("receipt", b'{"epsilon_spent": -1}')
-    play_all(sites[:3], *LEGS[1:])
+    play_all(sites[:3], LEGS[1:])
     record = rig.finish().sites["dora"]
     assert record.state == "refused"
     assert "receipt" in record.detail
@@ -272,7 +274,7 @@ def test_a_malformed_receipt_costs_its_sender_the_round(rig):
 
 def test_a_session_that_is_closed_ends_the_sum(rig):
     rig.start()
-    play_all(rig.sites("anna"), "hello")
+    play_all(rig.sites("anna"), ("hello",))
     find_relay(rig.session.address.removeprefix("memory:")).close_session(SESSION, reason="over")
     with pytest.raises(ChannelClosed, match="over"):
         rig.finish()

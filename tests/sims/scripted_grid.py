@@ -1,0 +1,78 @@
+"""A grid on which some nodes do what a test says; all others run the real app."""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+from flwr.app import Message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+
+from coordinator.wire.channel import SessionTicket
+from coordinator.wire.connect import open_channel
+from coordinator.wire.plan import verify_plan
+from coordinator.wire.records import RoundTask, decode_task, encode_outcome
+from participant.identity import load_signing_key, open_home
+from privacy.secagg.protocol import LEGS, SumContext
+from privacy.secagg.secure_sum import MemoryJournal, site_part
+from sims.grid import InProcessGrid
+from tests.coordinator.scripted_sites import ScriptedSite
+from tests.sims.driven_federation import DrivenFederation
+
+Script = Callable[[RoundTask], None]
+
+
+class ScriptedGrid(InProcessGrid):
+    """Set `scripts` before the run is driven: node -> what it does with a task instead of the app."""
+
+    scripts: dict[int, Script]
+
+    def _work(self, node_id: int, payload: bytes) -> bytes:
+        if node_id not in self.scripts:
+            return super()._work(node_id, payload)
+        message = message_from_proto(ProtoMessage.FromString(payload))
+        self.scripts[node_id](decode_task(message.content))
+        reply = Message(encode_outcome("dropped"), reply_to=message)
+        return bytes(message_to_proto(reply).SerializeToString())
+
+
+def use_scripts(federation: DrivenFederation, scripts: dict[str, Script]) -> None:
+    """Puts these sites on scripts."""
+    federation.grid.close()
+    grid = federation.new_grid(ScriptedGrid)
+    grid.scripts = {federation.nodes[site]: script for site, script in scripts.items()}
+    federation.grid = grid
+
+
+def never_comes(task: RoundTask) -> None:
+    """The site's process dies before it reaches the exchange."""
+
+
+def quits_before(leg: str, federation: DrivenFederation, site: str) -> Script:
+    """A site that plays its part honestly and leaves in the leg, before it answers."""
+
+    def script(task: RoundTask) -> None:
+        plan = verify_plan(task.plan, federation.key.public_key())
+        ticket = SessionTicket(session_id=plan.session_id, endpoint=site, ticket=task.ticket)
+        part = site_part(
+            plan.secure_sum,
+            site=site,
+            context=SumContext(
+                run_id=plan.run_id,
+                round=plan.round,
+                attempt=plan.attempt,
+                plan_digest=hashlib.sha256(task.plan.payload).digest(),
+                model=plan.base_model,
+            ),
+            identity=load_signing_key(open_home(federation.site_home(site))),
+            keys=task.keys,
+            journal=MemoryJournal(),
+        )
+        values = np.zeros(plan.secure_sum.dimension)
+        values[-2] = 0.5  # its weight
+        with open_channel(federation.address, session=ticket, credentials=None) as channel:
+            scripted = ScriptedSite(site, channel, part, values)
+            for earlier in LEGS[: LEGS.index(leg)]:
+                scripted.play(earlier)
+
+    return script
