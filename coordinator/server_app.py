@@ -6,15 +6,15 @@ over in the ledger (which fences off whoever drove it before), and drives it to 
 
 import logging
 import os
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from coordinator.config import CoordinatorHome, load_config
+from coordinator.enrolment.authority import load_signing_key
 from coordinator.errors import ConfigError
 from coordinator.ledger.store import open_ledger
 from coordinator.registry.checkpoints import CheckpointStore
@@ -33,11 +33,6 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Drives the run that the run configuration names."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
     home = CoordinatorHome(folder=_home())
     config = load_config(home)
     exchange = os.environ.get(EXCHANGE_VARIABLE, f"127.0.0.1:{config.exchange_port}")
@@ -55,18 +50,39 @@ def main(grid: Grid, context: Context) -> None:
 
     sessions = open_admin(exchange, credentials=tls)
     try:
-        TrainingRun(
-            spec=parse_run_spec(ledger.runs.get(run_id).spec),
-            lease=lease,
-            ledger=ledger,
-            checkpoints=CheckpointStore(home.models),
-            grid=grid,
-            sessions=sessions,
-            connect=connect,
-            signing_key=_signing_key(home),
-        ).drive()
+        with _log_file(home.logs / "serverapp.log"):
+            TrainingRun(
+                spec=parse_run_spec(ledger.runs.get(run_id).spec),
+                lease=lease,
+                ledger=ledger,
+                checkpoints=CheckpointStore(home.models),
+                grid=grid,
+                sessions=sessions,
+                connect=connect,
+                signing_key=load_signing_key(home.signing_key),
+            ).drive()
     finally:
         sessions.close()
+        ledger.close()
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Writes what the coordinator logs to a file: Flower throws a ServerApp's output away."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log = logging.getLogger("coordinator")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    except Exception:
+        log.exception("The run stops here; a new ServerApp resumes at the last committed round.")
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def _home() -> Path:
@@ -76,10 +92,3 @@ def _home() -> Path:
             f'{HOME_VARIABLE} is not set. The ServerApp is started by "coordinator serve", not by hand.'
         )
     return Path(folder)
-
-
-def _signing_key(home: CoordinatorHome) -> Ed25519PrivateKey:
-    key = load_pem_private_key(home.signing_key.read_bytes(), password=None)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"{home.signing_key} is not an Ed25519 key. Restore it from a backup.")
-    return key
