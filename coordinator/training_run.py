@@ -153,10 +153,11 @@ class TrainingRun:
             QuorumError: no attempt is left, or no quorum came online.
         """
         moments = optimizer.state()
-        # Earlier rounds took at least one attempt each, so the spare ones are what has been used beyond that.
-        while (attempts := self._ledger.rounds.attempts(self._run_id)) is not None:
+        while True:
+            attempts = self._ledger.rounds.attempts(self._run_id)
+            # Earlier rounds took at least one attempt each, so the spare ones are what has been used beyond that.
             if len(attempts) >= number + self._spec.spare_attempts:
-                break
+                raise QuorumError(self._attempts_used_up(number, attempts[-1].reason))
             attempt = 1 + sum(a.round == number for a in attempts)
             plan = self._plan(number, attempt, base)
             try:
@@ -169,10 +170,12 @@ class TrainingRun:
                     self._lease, round=number, attempt=attempt, reason=reason
                 )
                 optimizer = ServerOptimizer(self._spec.server, moments)
-        raise QuorumError(
-            f"Run {self._run_id}, round {number}: the {self._spec.spare_attempts} spare attempts that the privacy budget "
-            f'was calibrated for are used up. The last committed round is the truth; see "coordinator ledger show" for '
-            f"what went wrong, then start a new run."
+
+    def _attempts_used_up(self, number: int, last_reason: str | None) -> str:
+        return (
+            f"Run {self._run_id}, round {number}: the {self._spec.spare_attempts} spare attempts that the privacy "
+            f"budget was calibrated for are used up. Last: {last_reason} The last committed round is the truth. See "
+            f'"coordinator ledger show {self._run_id}", mend the cause, then start a new run.'
         )
 
     def _plan(self, number: int, attempt: int, base: BaseModel) -> RoundPlan:

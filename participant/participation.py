@@ -27,10 +27,11 @@ from coordinator.wire.channel import (
     TlsFiles,
 )
 from coordinator.wire.connect import open_channel
+from coordinator.wire.contribution import EXTRA_COORDINATES
 from coordinator.wire.plan import PlanError, RoundPlan, verify_plan
 from coordinator.wire.receipt import RoundReceipt, encode_receipt
 from coordinator.wire.records import RoundTask
-from model.parameters import read_model
+from model.parameters import parameter_count, read_model
 from model.schema import load_schema
 from participant.budget import SiteBudget
 from participant.budget_file import Charge
@@ -112,14 +113,29 @@ class Participation:
         return "counted"
 
     def _require_acceptable(self, plan: RoundPlan, task: RoundTask) -> None:
+        try:
+            events = run_events(plan)
+            dimension = parameter_count(plan.model, plan.table) + EXTRA_COORDINATES
+        except ValueError as error:
+            raise PlanError(f"The plan contradicts itself: {error}") from error
         self._policy.require_permitted(
             plan,
             site=self._config.site,
             bundle=BUNDLE_SHA256,
             schema=self._table.digest,
-            run_events=run_events(plan),
+            run_events=events,
             now=datetime.now(UTC),
         )
+        if plan.secure_sum.dimension != dimension:
+            raise PlanError(
+                f"The plan contradicts itself: a sum of dimension={plan.secure_sum.dimension}, where its model and "
+                f"weight take {dimension}."
+            )
+        if plan.privacy.mechanism == "dp-sgd" and plan.privacy.count_epsilon <= 0:
+            raise PlanError(
+                f"The plan contradicts itself: count_epsilon={plan.privacy.count_epsilon} pays for no count, and the "
+                "site's weight in the mean is a count."
+            )
         if sorted(task.keys) != sorted(plan.cohort):
             raise PlanError("The signing keys handed out are not those of the plan's cohort.")
         self._peers.pin(task.keys)

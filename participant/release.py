@@ -23,7 +23,8 @@ from participant.budget import SiteBudget
 from participant.budget_file import Charge
 from participant.errors import PolicyRefusal, RoundAborted
 from participant.outbox import Outbox, OutboxKey, StoredSeals
-from participant.policy import SitePolicy
+from participant.policy import ROUNDING, SitePolicy
+from privacy.dp.accounting import epsilon_spent
 from privacy.dp.events import DiscreteLaplace, Event, SubsampledGaussian
 from privacy.dp.mechanisms import discrete_laplace
 from privacy.dp.updates import ModelUpdate, NoisedUpdate
@@ -54,6 +55,7 @@ class ReleaseGate:
         An unsealed update of an earlier attempt was paid for already: its charge is found again.
 
         Raises:
+            PolicyRefusal: the run has used up the epsilon that it was agreed for; nothing was charged.
             BudgetExhausted: the contract has no room; nothing was charged.
             BudgetError, DiskFullError: the budget cannot be trusted or written; no record may be touched.
             RoundAborted: this attempt was sealed before.
@@ -65,6 +67,7 @@ class ReleaseGate:
                 f"{plan.run_id}/count", (DiscreteLaplace(epsilon=plan.privacy.count_epsilon),)
             )
         intent = f"{plan.run_id}/{plan.round}/{self._attempt_to_send(plan)}/{plan.base_model}"
+        self._require_within_run(plan, intent)
         return self._budget.reserve(intent, attempt_events(plan))
 
     def patients(self, plan: RoundPlan, count: int) -> float:
@@ -123,6 +126,23 @@ class ReleaseGate:
         for attempt in range(1, plan.attempt + 1):
             self._outbox.forget(self._update_key(plan, attempt))
 
+    def _require_within_run(self, plan: RoundPlan, intent: str) -> None:
+        """A run may cost what its plan says and the policy allows, however many attempts the contract has room for."""
+        charged = [c for c in self._budget.charges() if c.intent.startswith(f"{plan.run_id}/")]
+        if any(charge.intent == intent for charge in charged):
+            return
+        events = (*(e for charge in charged for e in charge.events), *attempt_events(plan))
+        total = epsilon_spent(events, plan.privacy.delta)
+        if not total <= plan.privacy.epsilon * ROUNDING:
+            raise PolicyRefusal(
+                clause="max_epsilon",
+                context=f"Run {plan.run_id}, round {plan.round}, site {self._site}",
+                wanted=f"another attempt, with which the run comes to epsilon {total:.4g}",
+                allowed=f"epsilon {plan.privacy.epsilon:g} (delta {plan.privacy.delta:g}, unit {plan.privacy.unit}, "
+                f"adjacency {plan.privacy.adjacency}), as the plan says of the run",
+                remedy="Nothing was charged. The attempts that the noise was calibrated for are used up: start a new run.",
+            )
+
     def _released_loss(self, plan: RoundPlan, losses: Callable[[], NDArray[np.float64]]) -> float:
         """The summed loss: exact without privacy, noised on a grid with it, 0 if the plan spends nothing on it."""
         if plan.privacy.mechanism == "none":
@@ -154,17 +174,21 @@ class ReleaseGate:
         )
 
     def _attempt_to_send(self, plan: RoundPlan) -> int:
-        """The attempt whose stored update goes out now: this one, or an earlier one that was never sealed."""
+        """The attempt whose update goes out now: this one, or an earlier one whose stored update nobody has seen.
+
+        Once an attempt was sealed, no update stored by then goes out again, whichever attempt stored it: two sums of
+        the same vectors over different cohorts differ by the vector of one site.
+        """
         for attempt in range(plan.attempt, 0, -1):
-            if self._outbox.find(self._update_key(plan, attempt)) is None:
-                continue
-            if not self._seals.was_sealed(seal_key(plan.run_id, plan.round, attempt)):
+            if self._seals.was_sealed(seal_key(plan.run_id, plan.round, attempt)):
+                if attempt == plan.attempt:
+                    raise RoundAborted(
+                        f"Run {plan.run_id}, round {plan.round}, attempt {attempt}: this site has sealed its "
+                        f"contribution before and seals once. The coordinator must start a new attempt."
+                    )
+                break
+            if self._outbox.find(self._update_key(plan, attempt)) is not None:
                 return attempt
-            if attempt == plan.attempt:
-                raise RoundAborted(
-                    f"Run {plan.run_id}, round {plan.round}, attempt {attempt}: this site has sealed its contribution "
-                    f"before and seals once. The coordinator must start a new attempt."
-                )
         return plan.attempt
 
     @staticmethod

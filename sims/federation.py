@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +21,7 @@ from coordinator.config import CoordinatorHome, load_config
 from coordinator.ledger.records import Run, RunHistory
 from coordinator.ledger.states import DRIVABLE_RUNS, RunState
 from coordinator.ledger.store import LedgerStore, open_ledger
+from coordinator.run_spec import RunSpec
 from coordinator.wire.bundle import BUNDLE_SHA256
 from sims.scenario import Scenario
 from sims.site_home import LAX_POLICY, needs_lax_policy, put_data, set_contract
@@ -39,15 +40,26 @@ class FederationError(Exception):
 class RealFederation:
     """A coordinator and one agent per site of a scenario, as processes."""
 
-    def __init__(self, folder: Path, scenario: Scenario) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        scenario: Scenario,
+        *,
+        host: str = "127.0.0.1",
+        prefixes: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         """Prepares; nothing is started before the context is entered.
 
         Args:
             folder: new or empty; receives `coordinator`, one folder per site, and `logs`.
             scenario: sites, tables and the run to request.
+            host: address that the coordinator listens on and sites dial.
+            prefixes: for "coordinator" or a site, words to put before its commands, such as `ip netns exec NAME`.
         """
         self.folder = folder
         self.scenario = scenario
+        self._host = host
+        self._prefixes = dict(prefixes or {})
         self.coordinator_home = CoordinatorHome(folder=folder / "coordinator")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._logs = folder / "logs"
@@ -56,7 +68,9 @@ class RealFederation:
         self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._command(
-                "coordinator", "init", "--home", str(self.coordinator_home.folder), *FREE_PORTS
+                "coordinator",
+                *("coordinator", "init", "--home", str(self.coordinator_home.folder)),
+                *("--host", self._host, "--bind", self._host, *FREE_PORTS),
             )
             self.start_coordinator()
             with ThreadPoolExecutor() as together:
@@ -97,9 +111,17 @@ class RealFederation:
             "coordinator", "coordinator", "serve", "--home", str(self.coordinator_home.folder)
         )
         until = time.monotonic() + READY_SECONDS
-        while not self.coordinator_home.serve_file.exists():
+        while not self._is_ready():
             self._require_alive("coordinator", until)
             time.sleep(POLL_SECONDS)
+
+    def _is_ready(self) -> bool:
+        """Whether the coordinator that runs now has said so; one that was killed leaves its own word behind."""
+        try:
+            said = json.loads(self.coordinator_home.serve_file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # not there, or half written
+            return False
+        return bool(said["pid"] == self.processes["coordinator"].pid)
 
     def start_site(self, site: str) -> None:
         """Starts `participant run` of a site that has joined."""
@@ -117,9 +139,9 @@ class RealFederation:
         with open_ledger(self.coordinator_home.ledger_url(config), create=False) as ledger:
             yield ledger
 
-    def request(self, run_id: str | None = None) -> str:
-        """Requests the scenario's run; returns its name in the ledger."""
-        spec = self.scenario.spec
+    def request(self, run_id: str | None = None, *, spec: RunSpec | None = None) -> str:
+        """Requests the scenario's run, or another one of the same sites; returns its name in the ledger."""
+        spec = spec or self.scenario.spec
         with self.ledger() as ledger:
             return ledger.runs.request(
                 run_id or spec.name, spec=spec.to_json(), rounds=spec.rounds
@@ -160,14 +182,10 @@ class RealFederation:
         invitation, home = self.folder / f"{site}.invite", self.folder / site
         self._command(
             "coordinator",
-            "invite",
-            site,
-            "--out",
-            str(invitation),
-            "--home",
-            str(self.coordinator_home.folder),
+            *("coordinator", "invite", site, "--out", str(invitation)),
+            *("--home", str(self.coordinator_home.folder)),
         )
-        self._command("participant", "join", str(invitation), "--home", str(home))
+        self._command(site, "participant", "join", str(invitation), "--home", str(home))
         put_data(home, table=self.scenario.train[site], schema=self.scenario.schema_path)
         set_contract(home, epsilon=self.scenario.spec.privacy.epsilon)
         if needs_lax_policy(self.scenario.spec):
@@ -175,11 +193,13 @@ class RealFederation:
                 LAX_POLICY.format(bundle=BUNDLE_SHA256), encoding="utf-8"
             )
 
-    def _command(self, *argv: str) -> dict[str, Any]:
-        """Runs a command of ours to its end and returns its JSON answer."""
-        program, *arguments = argv
+    def _argv(self, name: str, program: str, *arguments: str) -> list[str]:
+        return [*self._prefixes.get(name, ()), str(COMMANDS / program), *arguments]
+
+    def _command(self, name: str, *argv: str) -> dict[str, Any]:
+        """Runs a command of ours to its end, as the coordinator or a site, and returns its JSON answer."""
         done = subprocess.run(
-            [str(COMMANDS / program), *arguments, "--json"],
+            [*self._argv(name, *argv), "--json"],
             capture_output=True,
             timeout=COMMAND_SECONDS,
             check=False,
@@ -194,7 +214,7 @@ class RealFederation:
     def _spawn(self, name: str, program: str, *arguments: str) -> None:
         with self._log(name) as log:
             self.processes[name] = subprocess.Popen(
-                [str(COMMANDS / program), *arguments],
+                self._argv(name, program, *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -19,25 +19,21 @@ from coordinator.run_spec import ServerOptimizerSpec
 
 WEIGHTS = "weights"
 MOMENTS = ("first_moment", "second_moment")
-AdaptiveStrategy = FedAdam | FedYogi
+BLOCK = 1 << 20
+"""Weights handed to Flower at once. The strategies work on each weight by itself, so blocks change nothing but the
+memory: Flower copies a reply about six times."""
+
+Strategy = FedAvg | FedAdam | FedYogi
+Moments = Mapping[str, NDArray[np.float32]]
 
 
 class ServerOptimizer:
     """Turns base weights and a mean change into the next weights."""
 
-    def __init__(
-        self, spec: ServerOptimizerSpec, state: Mapping[str, NDArray[np.float32]] | None = None
-    ) -> None:
-        """Builds the strategy that `spec` names, with the moments of an earlier round if there are any."""
-        self._strategy: FedAvg | AdaptiveStrategy
-        if spec.name == "fedavg":
-            self._strategy = FedAvg()
-            return
-        kind = FedAdam if spec.name == "fedadam" else FedYogi
-        self._strategy = kind(
-            eta=spec.learning_rate, beta_1=spec.beta_1, beta_2=spec.beta_2, tau=spec.tau
-        )
-        self._restore(state or {})
+    def __init__(self, spec: ServerOptimizerSpec, state: Moments | None = None) -> None:
+        """Prepares the strategy that `spec` names, with the moments of an earlier round if there are any."""
+        self._spec = spec
+        self._moments: Moments = dict(state or {})
 
     def step(
         self, *, round_number: int, base: NDArray[np.float32], change: NDArray[np.float32]
@@ -50,49 +46,61 @@ class ServerOptimizer:
             change: weighted mean of the sites' changes [P].
 
         Raises:
-            AggregationError: the result has another length or is not finite; the moments are as before.
+            AggregationError: the result is not finite; the moments are as before.
         """
-        moments = self.state()
+        if base.shape != change.shape:
+            raise AggregationError(
+                f"Round {round_number}: a change of shape {change.shape} does not fit weights of shape {base.shape}."
+            )
+        weights = np.empty_like(change)
+        moments = {} if self._spec.name == "fedavg" else {m: np.empty_like(change) for m in MOMENTS}
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
-            weights = self._aggregate(round_number, base, change)
-        if weights.shape != base.shape or not np.isfinite(weights).all():
-            self._restore(moments)
+            for start in range(0, change.size, BLOCK):
+                block = slice(start, start + BLOCK)
+                strategy = self._strategy(base, block)
+                reply = _as_reply(base[block] + change[block])
+                arrays, _ = strategy.aggregate_train(round_number, [reply])
+                weights[block] = _numbers(arrays)
+                for name, values in _moments_of(strategy).items():
+                    moments[name][block] = values
+        if not np.isfinite(weights).all():
             raise AggregationError(
-                f"Round {round_number}: {type(self._strategy).__name__} returned weights of shape {weights.shape} "
-                f"(base {base.shape}), all finite: {bool(np.isfinite(weights).all())}. The round is aborted."
+                f"Round {round_number}: {self._spec.name} returned weights that are not finite. The round is aborted."
             )
+        self._moments = moments
         return weights
-
-    def _aggregate(
-        self, round_number: int, base: NDArray[np.float32], change: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        if isinstance(self._strategy, FedAdam | FedYogi):
-            # What Flower's configure_train would have remembered when it sent the base model.
-            self._strategy.current_arrays = {WEIGHTS: base}
-        arrays, _ = self._strategy.aggregate_train(round_number, [_as_reply(base + change)])
-        if arrays is None:
-            raise AggregationError(
-                f"Round {round_number}: {type(self._strategy).__name__} returned no weights."
-            )
-        return np.asarray(arrays[WEIGHTS].numpy(), np.float32)
-
-    def _restore(self, moments: Mapping[str, NDArray[np.float32]]) -> None:
-        if isinstance(self._strategy, FedAdam | FedYogi):
-            self._strategy.m_t = {WEIGHTS: moments["first_moment"]} if moments else None
-            self._strategy.v_t = {WEIGHTS: moments["second_moment"]} if moments else None
 
     def state(self) -> dict[str, NDArray[np.float32]]:
         """Moments to keep with the round; empty for FedAvg."""
-        if (
-            not isinstance(self._strategy, FedAdam | FedYogi)
-            or not self._strategy.m_t
-            or not self._strategy.v_t
-        ):
-            return {}
-        return {
-            "first_moment": np.asarray(self._strategy.m_t[WEIGHTS], np.float32),
-            "second_moment": np.asarray(self._strategy.v_t[WEIGHTS], np.float32),
-        }
+        return dict(self._moments)
+
+    def _strategy(self, base: NDArray[np.float32], block: slice) -> Strategy:
+        """Flower's strategy as it would stand before this round, for one block of the weights."""
+        spec = self._spec
+        if spec.name == "fedavg":
+            return FedAvg()
+        kind = FedAdam if spec.name == "fedadam" else FedYogi
+        strategy = kind(
+            eta=spec.learning_rate, beta_1=spec.beta_1, beta_2=spec.beta_2, tau=spec.tau
+        )
+        # What Flower's configure_train would have remembered when it sent the base model.
+        strategy.current_arrays = {WEIGHTS: base[block]}
+        if self._moments:
+            strategy.m_t = {WEIGHTS: self._moments["first_moment"][block]}
+            strategy.v_t = {WEIGHTS: self._moments["second_moment"][block]}
+        return strategy
+
+
+def _moments_of(strategy: Strategy) -> Moments:
+    if isinstance(strategy, FedAdam | FedYogi) and strategy.m_t and strategy.v_t:
+        return {"first_moment": strategy.m_t[WEIGHTS], "second_moment": strategy.v_t[WEIGHTS]}
+    return {}
+
+
+def _numbers(arrays: ArrayRecord | None) -> NDArray[np.float32]:
+    if arrays is None:
+        raise AggregationError("Flower's strategy returned no weights. The round is aborted.")
+    return np.asarray(arrays[WEIGHTS].numpy(), np.float32)
 
 
 def save_moments(moments: Mapping[str, NDArray[np.float32]]) -> bytes:
