@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from coordinator.config import (
+    HOME_VARIABLE,
     CoordinatorConfig,
     CoordinatorHome,
     free_port,
@@ -50,7 +51,7 @@ app.add_typer(ledger_app)
 
 Home = Annotated[
     Path,
-    typer.Option("--home", envvar="CONCORD_COORDINATOR_HOME", help="The coordinator's folder."),
+    typer.Option("--home", envvar=HOME_VARIABLE, help="The coordinator's folder."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 picks a free one now.")]

@@ -17,6 +17,10 @@ from coordinator.errors import ConfigError
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 FILE_NAME = "coordinator.toml"
+HOME_VARIABLE = "CONCORD_COORDINATOR_HOME"
+"""Environment variable by which commands and the ServerApp find the home."""
+EXCHANGE_VARIABLE = "CONCORD_EXCHANGE"
+"""Environment variable by which the ServerApp finds the exchange; whoever starts it sets it."""
 HEADER = "# Settings of this coordinator. Every field is explained in coordinator/config.py.\n"
 
 

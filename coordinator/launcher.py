@@ -142,7 +142,9 @@ class Launcher:
             return
         now = asyncio.get_running_loop().time()
         group = self._children.process_group(SUPEREXEC)
-        earlier = frozenset() if group is None else serverapp_processes(group)
+        if group is None:
+            return  # SuperExec is about to start; the next look finds it
+        earlier = serverapp_processes(group)
         try:
             flower_run_id = await self._superlink.start_run(self._app, run_id=effort.run_id)
         except SupervisorError as error:
@@ -196,7 +198,7 @@ class Launcher:
     async def _fail(self, effort: _Effort) -> None:
         reason = (
             f"{effort.fruitless} Flower runs in a row committed no round after round {max(effort.committed, 0)}. "
-            f"The last one: {effort.last_reason} See logs/, mend the cause, and request the run again."
+            f"The last one: {effort.last_reason} See logs/serverapp.log in the coordinator's home, mend the cause, and request the run again."
         )
         logger.error("Run %s has failed: %s", effort.run_id, reason)
         await self._note("run-given-up", reason, effort)

@@ -18,7 +18,7 @@ from coordinator.ledger.states import RoundState
 from coordinator.run_spec import RunSpec
 from coordinator.wire.contribution import EXTRA_COORDINATES
 from coordinator.wire.plan import RoundPlan
-from privacy.secagg.plan import SumPlan
+from privacy.secagg.plan import SumPlan, smallest_threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,8 @@ def plan_round(
 
 
 def sum_threshold(scheme: str, sites: int) -> int:
-    """Shares needed to open a mask: more than two thirds of the sites, so that an active coordinator cannot open two sums."""
-    return 1 if scheme == "plain" else 2 * sites // 3 + 1
+    """Shares needed to open a sum; `plain` has nothing to open."""
+    return 1 if scheme == "plain" else smallest_threshold(sites)
 
 
 def _require(progress: RoundProgress, target: RoundState, *allowed: RoundState) -> None:

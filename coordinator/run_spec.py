@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from coordinator.errors import ConfigError
+from coordinator.wire.channel import MAX_DEADLINE_SECONDS, MAX_SILENCE_SECONDS
 from coordinator.wire.contribution import LOSS_GRID
 from coordinator.wire.plan import PrivacyPlan, TrainingPlan
 from model.config import TIERS, ModelConfig
@@ -19,6 +20,7 @@ from model.schema import TableSchema, load_schema
 from privacy.dp.accounting import calibrate_noise
 from privacy.dp.events import DiscreteLaplace, Event
 
+MAX_ROUND_SECONDS = MAX_DEADLINE_SECONDS - MAX_SILENCE_SECONDS
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -50,11 +52,11 @@ class SecureSumSpec:
 class Timing:
     """How long the coordinator waits, in seconds."""
 
-    join_seconds: float = Field(default=60.0, gt=0)
+    join_seconds: float = Field(default=60.0, gt=0, le=MAX_ROUND_SECONDS)
     """For the sites that were asked to appear on the exchange."""
-    round_seconds: float = Field(default=3600.0, gt=0)
-    """From asking to the last sealed contribution."""
-    silence_seconds: float = Field(default=60.0, gt=0)
+    round_seconds: float = Field(default=3600.0, gt=0, le=MAX_ROUND_SECONDS)
+    """From asking to the opened sum."""
+    silence_seconds: float = Field(default=60.0, gt=0, le=MAX_SILENCE_SECONDS)
     """For a site that fell silent in mid-round; a shorter cut costs nothing but time."""
     online_seconds: float = Field(default=600.0, gt=0)
     """For a quorum of sites to come online before the run is given up."""
@@ -113,17 +115,23 @@ def load_run_spec(path: Path, **changes: Any) -> RunSpec:
         raw["table"] = load_schema(path.parent / raw.pop("schema"))
         tier = raw.pop("tier", None)
         if tier is not None:
-            raw["model"] = TIERS[tier]
+            raw["model"] = _tier(tier)
         raw["privacy"] = _calibrated(raw)
         spec = TypeAdapter(RunSpec).validate_python(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first(error)}. Correct the file and try again.") from error
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: {type(error).__name__}: {error}. Correct the file and try again."
-        ) from error
+    except KeyError as error:
+        raise ConfigError(f"{path}: the field {error} is missing. Add it and try again.") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}. Correct the file and try again.") from error
     _require_consistent(spec, path)
     return spec
+
+
+def _tier(name: str) -> ModelConfig:
+    if name not in TIERS:
+        raise ValueError(f"tier {name!r} is none of {', '.join(TIERS)}")
+    return TIERS[name]
 
 
 def charged_events(

@@ -13,7 +13,12 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from coordinator.config import CoordinatorHome, load_config
+from coordinator.config import (
+    EXCHANGE_VARIABLE,
+    HOME_VARIABLE,
+    CoordinatorHome,
+    load_config,
+)
 from coordinator.enrolment.authority import load_signing_key
 from coordinator.errors import ConfigError
 from coordinator.ledger.store import open_ledger
@@ -22,10 +27,6 @@ from coordinator.run_spec import parse_run_spec
 from coordinator.training_run import TrainingRun
 from coordinator.wire.channel import Channel, SessionTicket, TlsFiles
 from coordinator.wire.connect import open_admin, open_channel
-
-HOME_VARIABLE = "CONCORD_COORDINATOR_HOME"
-EXCHANGE_VARIABLE = "CONCORD_EXCHANGE"
-"""Address of the exchange; set by rehearsals, otherwise the port in coordinator.toml on loopback."""
 
 app = ServerApp()
 
@@ -75,6 +76,7 @@ def _log_file(path: Path) -> Iterator[None]:
     log = logging.getLogger("coordinator")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    log.propagate = False
     try:
         yield
     except Exception:
@@ -82,6 +84,7 @@ def _log_file(path: Path) -> Iterator[None]:
         raise
     finally:
         log.removeHandler(handler)
+        log.propagate = True
         handler.close()
 
 

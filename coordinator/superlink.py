@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from coordinator.config import CoordinatorHome
+from coordinator.config import EXCHANGE_VARIABLE, HOME_VARIABLE, CoordinatorHome
 from coordinator.enrolment.tls import loopback_context
 from coordinator.errors import SupervisorError
 from coordinator.wire.children import ChildSpec
@@ -28,10 +28,6 @@ SUPERLINK = "superlink"
 SUPEREXEC = "superexec"
 CALL_SECONDS = 30.0
 TASK_POLL_SECONDS = "0.1"
-HOME_VARIABLE = "CONCORD_COORDINATOR_HOME"
-"""Environment variable by which the ServerApp finds this home."""
-EXCHANGE_VARIABLE = "CONCORD_EXCHANGE"
-"""Environment variable by which the ServerApp finds the exchange."""
 PASSED_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "PGPASSFILE", "OMP_NUM_THREADS")
 SHOWN_ERROR_CHARACTERS = 300
 

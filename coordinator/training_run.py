@@ -239,6 +239,10 @@ class TrainingRun:
     def _open_session(self, plan: RoundPlan, signed: SignedPlan) -> Channel:
         """Opens the attempt's session, records the attempt as open, and asks the cohort; the coordinator's channel."""
         members = {site.name: site for site in self._ledger.sites.members()}
+        if revoked := [name for name in plan.cohort if name not in members]:
+            raise QuorumError(
+                f"{', '.join(revoked)} ceased to be a member after the plan was made."
+            )
         keys = {name: bytes.fromhex(members[name].signing_key) for name in plan.cohort}
         tickets = {name: secrets.token_bytes(TICKET_BYTES) for name in (*plan.cohort, COORDINATOR)}
         self._sessions.open_session(

@@ -145,7 +145,7 @@ def budget_transaction(path: Path, identity: Identity) -> Iterator[sqlite3.Conne
     if not path.exists():
         raise BudgetError(
             path=path,
-            problem='does not exist. "participant join" makes one for a new data set. If there was one, it holds '
+            problem='does not exist. The first "participant run" makes one for a new data set. If there was one, it holds '
             f"what was spent. {RESTORE}",
         )
     try:

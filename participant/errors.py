@@ -115,7 +115,7 @@ class BudgetExhausted(ParticipantError):  # noqa: N818 - a decision
         adjacency: str,
     ) -> None:
         super().__init__(
-            f'Privacy budget of data set "{data_set}": {intent} was refused and nothing was charged. Spent so far: '
+            f'Privacy budget of data set "{data_set}": {intent} was refused and not charged. Spent so far: '
             f"epsilon {spent:.4f}; with this: epsilon {after:.4f}; contract: epsilon {epsilon:g} "
             f"(all at delta {delta:g}, unit {unit}, adjacency {adjacency}). Ask the coordinator for a plan with more "
             "noise or fewer rounds, or have the contract in site.toml raised by whoever answers for the records."

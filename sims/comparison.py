@@ -93,15 +93,14 @@ def compare(
         initializer=_prepare_worker,
         initargs=(niceness,),
     )
-    with workers:
+    results = []
+    try:
         futures = [workers.submit(compare_seed, name, seed, **changes) for seed in seeds]
-        try:
-            results = []
-            for future in as_completed(futures):
-                results.append(future.result())
-                on_seed(results[-1])
-        finally:
-            workers.shutdown(wait=True, cancel_futures=True)
+        for future in as_completed(futures):
+            results.append(future.result())
+            on_seed(results[-1])
+    finally:
+        workers.shutdown(wait=True, cancel_futures=True)
     return sorted(results, key=lambda result: result.seed)
 
 
@@ -142,28 +141,8 @@ def compare_scenarios(*, private: Scenario, plain: Scenario, seed: int) -> SeedR
 
 
 def summarise(results: list[SeedResult]) -> list[Summary]:
-    """Mean and spread of every method."""
-    summaries = []
-    for method in METHODS:
-        scores = [result.by_method[method] for result in results]
-        aucs = [auc for s in scores if (auc := s.pooled.auc) is not None]
-        sites = scores[0].sites
-        summaries.append(
-            Summary(
-                method=method,
-                privacy=results[0].privacy if method in PRIVATE_METHODS else None,
-                auc_mean=float(np.mean(aucs)),
-                auc_spread=float(np.std(aucs, ddof=1)) if len(aucs) > 1 else 0.0,
-                accuracy_mean=float(np.mean([s.pooled.accuracy for s in scores])),
-                site_auc_mean={
-                    site: float(
-                        np.mean([a for s in scores if (a := s.sites[site].auc) is not None])
-                    )
-                    for site in sites
-                },
-            )
-        )
-    return summaries
+    """Mean and spread of every method; a hospital whose AUC is never defined is left out."""
+    return [_summary(method, results) for method in METHODS]
 
 
 def verdicts(summaries: list[Summary]) -> list[str]:
@@ -190,6 +169,23 @@ def verdicts(summaries: list[Summary]) -> list[str]:
         ),
     )
     return [f"{sentence}: {'met' if is_met else 'missed'}" for sentence, is_met in sentences]
+
+
+def _summary(method: str, results: list[SeedResult]) -> Summary:
+    scores = [result.by_method[method] for result in results]
+    aucs = [auc for s in scores if (auc := s.pooled.auc) is not None]
+    by_site = {
+        site: [auc for s in scores if (auc := s.sites[site].auc) is not None]
+        for site in scores[0].sites
+    }
+    return Summary(
+        method=method,
+        privacy=results[0].privacy if method in PRIVATE_METHODS else None,
+        auc_mean=float(np.mean(aucs)),
+        auc_spread=float(np.std(aucs, ddof=1)) if len(aucs) > 1 else 0.0,
+        accuracy_mean=float(np.mean([s.pooled.accuracy for s in scores])),
+        site_auc_mean={site: float(np.mean(values)) for site, values in by_site.items() if values},
+    )
 
 
 def _promise(privacy: PrivacyPlan | None) -> str:

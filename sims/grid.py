@@ -20,8 +20,12 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from coordinator.wire.channel import COORDINATOR, Frame
+from coordinator.wire.session import Observer
+
 log = logging.getLogger(__name__)
 
+MESSAGE_KIND = "flower"
 RUN_ID = 1
 SERVER_NODE_ID = 1
 
@@ -29,15 +33,23 @@ SERVER_NODE_ID = 1
 class InProcessGrid(Grid):
     """Hands messages to a ClientApp in this process, one thread per site."""
 
-    def __init__(self, client_app: ClientApp, node_configs: Mapping[int, UserConfig]) -> None:
+    def __init__(
+        self,
+        client_app: ClientApp,
+        node_configs: Mapping[int, UserConfig],
+        *,
+        observer: Observer | None = None,
+    ) -> None:
         """Prepares one node for each entry.
 
         Args:
             client_app: the participants' app.
             node_configs: node id -> what that site's operator would have configured.
+            observer: shown every message as it is on the wire, as a frame of kind "flower".
         """
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE_ID, 1
         self._client_app = client_app
+        self._observer = observer
         self._run = Run.create_empty(RUN_ID)
         self._contexts = {
             node_id: Context(
@@ -86,12 +98,15 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Starts each message's work in its site's thread."""
+        if iter(messages) is messages:
+            raise TypeError("Flower's grid goes over its messages twice; pass a list.")
         identifiers = []
         for message in messages:
             identifier = uuid.uuid4().hex
             message.metadata.__dict__["_message_id"] = identifier
             payload = message_to_proto(message).SerializeToString()
             self.bytes_pushed += len(payload)
+            self._show(str(message.metadata.dst_node_id), COORDINATOR, payload)
             self._replies[identifier] = self._pool.submit(
                 self._work, message.metadata.dst_node_id, payload
             )
@@ -123,4 +138,10 @@ class InProcessGrid(Grid):
             reply = Message(
                 Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message
             )
-        return bytes(message_to_proto(reply).SerializeToString())
+        answer = bytes(message_to_proto(reply).SerializeToString())
+        self._show(COORDINATOR, str(node_id), answer)
+        return answer
+
+    def _show(self, receiver: str, sender: str, payload: bytes) -> None:
+        if self._observer is not None:
+            self._observer(receiver, Frame(sender=sender, kind=MESSAGE_KIND, payload=payload))

@@ -13,12 +13,17 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 from flwr.app.user_config import UserConfig
 
-from coordinator.config import CoordinatorConfig, CoordinatorHome, load_config
+from coordinator.config import (
+    EXCHANGE_VARIABLE,
+    HOME_VARIABLE,
+    CoordinatorConfig,
+    CoordinatorHome,
+    load_config,
+)
 from coordinator.enrolment.authority import load_signing_key
 from coordinator.initialise import initialise
 from coordinator.ledger.records import RunHistory
 from coordinator.ledger.store import open_ledger
-from coordinator.server_app import EXCHANGE_VARIABLE, HOME_VARIABLE
 from coordinator.server_app import app as server_app
 from coordinator.wire.channel import Frame
 from coordinator.wire.memory_channel import start_relay
@@ -42,7 +47,8 @@ def rehearse(scenario: Scenario, folder: Path, *, observer: Observer | None = No
     Args:
         scenario: what to run.
         folder: new or empty; receives the coordinator's and the sites' homes, as a real federation leaves them.
-        observer: shown every frame that the exchange relays, for tests of what the coordinator could see.
+        observer: shown every frame that the exchange relays and every Flower message, with its receiver, for tests of
+            what the coordinator could see.
 
     Returns:
         What the ledger says afterwards; models lie in `folder/coordinator/models`.
@@ -86,7 +92,7 @@ def rehearse(scenario: Scenario, folder: Path, *, observer: Observer | None = No
     )
     environment = {HOME_VARIABLE: str(home.folder), EXCHANGE_VARIABLE: f"memory:{relay_name}"}
     with start_relay(relay_name, models=home.models, observer=observer), _environment(environment):
-        grid = InProcessGrid(client_app, nodes)
+        grid = InProcessGrid(client_app, nodes, observer=observer)
         try:
             server_app(grid=grid, context=context)
         finally:

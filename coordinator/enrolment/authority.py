@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from coordinator.errors import ConfigError
+
 COORDINATOR_ROLE = "concord:role:coordinator"
 SITE_ROLE = "concord:site:"
 SITE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
@@ -126,12 +128,18 @@ def load_authority(folder: Path) -> Authority:
     """The authority that `create_authority` left in the folder.
 
     Raises:
-        ValueError: the key is not an elliptic-curve key.
+        ConfigError: a file is missing or unreadable, or the key is not an elliptic-curve key.
     """
-    certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
+    try:
+        certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+        key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"The certificate authority in {folder} cannot be loaded ({type(error).__name__}). Restore ca.crt and "
+            "ca.key from a backup."
+        ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(
+        raise ConfigError(
             f"{folder / 'ca.key'} is not an elliptic-curve key; restore it from backup."
         )
     return Authority(certificate=certificate, key=key)

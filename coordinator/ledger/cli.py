@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from coordinator.config import CoordinatorHome, load_config
+from coordinator.config import HOME_VARIABLE, CoordinatorHome, load_config
 from coordinator.errors import CoordinatorError
 from coordinator.ledger.report import (
     detail_tables,
@@ -28,7 +28,7 @@ ledger_app = typer.Typer(
 
 Home = Annotated[
     Path,
-    typer.Option("--home", envvar="CONCORD_COORDINATOR_HOME", help="The coordinator's folder."),
+    typer.Option("--home", envvar=HOME_VARIABLE, help="The coordinator's folder."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")]
 

@@ -1,7 +1,7 @@
 """What the ledger says happened, as values, as one JSON object and as tables for a terminal.
 
-An epsilon is the total of the run at one site, always with its delta, unit and adjacency, and it is what the site
-reported: the truth about a site's budget is the site's own file.
+An epsilon is the total of one site's data set, over all runs so far, always with its delta, unit and adjacency, and it
+is what the site reported: the truth about a site's budget is the site's own file.
 """
 
 from collections import defaultdict

@@ -29,7 +29,7 @@ class MeanContribution:
     weight: float
     """Summed weight, in units of the plan's `weight_cap` patients."""
     loss: float
-    """Mean training loss of the base model, 0 to `LOSS_CAP`; noisy under differential privacy."""
+    """Mean training loss of the base model; the noise of differential privacy can take it outside 0 to `LOSS_CAP`."""
 
 
 def pack_contribution(

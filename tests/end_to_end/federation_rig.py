@@ -7,6 +7,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,12 @@ class WatchedFederation(RealFederation):
     def start_site(self, site: str) -> None:
         self._spawn(site, "python", str(AGENT), str(self.folder / site))
 
-    def order(self, site: str, leg: str, word: str) -> None:
-        """The site will "die" or "hold" the next time that it enters the leg."""
+    def order(self, site: str, leg: str, word: str, *, from_round: int = 1) -> None:
+        """The site will "die" or "hold" the next time that it enters the leg, in that round or later."""
         orders = self.folder / site / ORDERS
         orders.mkdir(exist_ok=True)
-        (orders / leg).write_text(word)
+        (orders / "new").write_text(f"{word} {from_round}")
+        (orders / "new").replace(orders / leg)  # never half an order
 
     def withdraw(self, site: str, leg: str) -> None:
         """An order is void; a site that holds goes on."""
@@ -112,43 +114,59 @@ class WatchedFederation(RealFederation):
         notes = [LegNote(**json.loads(line)) for line in lines]
         return [note for note in notes if note.run == run_id]
 
-    def wait_for_order(self, site: str, run_id: str, leg: str, word: str, *, seen: int) -> LegNote:
-        """The note of the order's execution, when there are more than `seen` of its kind."""
+    def wait_for_order(self, site: str, run_id: str, leg: str, word: str) -> LegNote:
+        """The note of the first time that the order was executed in the run."""
 
         def found() -> list[LegNote]:
-            notes = self.notes(site, run_id)
-            return [n for n in notes if (n.leg, n.order) == (leg, word)][seen:]
+            return [n for n in self.notes(site, run_id) if (n.leg, n.order) == (leg, word)]
 
-        return until(f"{site}: {word} in {leg}", found)[0]
+        first: LegNote = until(f"{site}: {word} in {leg}", found)[0]
+        return first
 
     def wait_online(self, *sites: str) -> None:
         """Returns when the sites' agents say that the coordinator has taken them in."""
         for site in sites:
-            until(f"{site} online", lambda site=site: self._is_online(site))
+            until(f"{site} online", partial(self._is_online, site))
 
     def wait_dead(self, site: str) -> None:
         """Returns when the site's agent has ended, by whatever hand."""
         until(f"{site} dead", lambda: self.processes[site].poll() is not None)
 
-    def bring_back(self, site: str) -> None:
-        """Starts a site that was killed.
+    def bring_back(self, *sites: str) -> None:
+        """Starts sites that were killed.
 
         Flower takes a killed node for online until 60 s after its last heartbeat, and refuses it so long. Its
         signing-off, which a kill prevented, is made up for here, so that a test need not wait.
         """
-        self.wait_dead(site)
-        home = self.folder / site
-        files = open_home(home)
+        for site in sites:
+            self.wait_dead(site)
+        for site in sites:
+            request = DeactivateNodeRequest(node_id=self.node_id(site))
+            # Refused where it is offline already.
+            self.fleet_call(site, "/v1/fleet/deactivate-node", request.SerializeToString())
+        for site in sites:
+            self.start_site(site)
+
+    def node_id(self, site: str) -> int:
+        """Flower's number for the site's node."""
         with self.ledger() as ledger:
             member = ledger.sites.get(site)
         assert member is not None
         assert member.flower_node_id is not None
+        return member.flower_node_id
+
+    def fleet_call(
+        self,
+        site: str,
+        path: str,
+        content: bytes = b"",
+        *,
+        node_key: ec.EllipticCurvePrivateKey | None = None,
+    ) -> httpx.Response:
+        """A call at the gateway as the site, signed with its node key or another one."""
         gateway = f"127.0.0.1:{load_config(self.coordinator_home).gateway_port}"
-        request = DeactivateNodeRequest(node_id=member.flower_node_id)
-        fleet_call(
-            gateway, files, "/v1/fleet/deactivate-node", request.SerializeToString()
-        )  # refused if it is offline already
-        self.start_site(site)
+        files = open_home(self.folder / site)
+        return fleet_call(gateway, files, path, content, node_key=node_key or load_node_key(files))
 
     def heal(self) -> None:
         """Starts whatever does not run, and waits until every site is online."""
@@ -196,18 +214,18 @@ def fleet_call(
     path: str,
     content: bytes = b"",
     *,
-    node_key: ec.EllipticCurvePrivateKey | None = None,
+    node_key: ec.EllipticCurvePrivateKey,
 ) -> httpx.Response:
-    """A call at the gateway with a site's certificate, signed with its node key as a SuperNode signs it."""
-    key = node_key or load_node_key(files)
+    """A call at the gateway with a site's certificate, signed with a node key as a SuperNode signs it."""
     now = datetime.datetime.now(datetime.UTC).isoformat()
-    public = key.public_key().public_bytes(
+    public = node_key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
+    signature = node_key.sign(now.encode(), ec.ECDSA(hashes.SHA256()))
     headers = {
         "flwr-public-key": b64encode(public).decode(),
         "flwr-timestamp": now,
-        "flwr-signature": b64encode(key.sign(now.encode(), ec.ECDSA(hashes.SHA256()))).decode(),
+        "flwr-signature": b64encode(signature).decode(),
         "content-type": "application/protobuf",
         "accept": "application/protobuf",
     }

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from coordinator.ledger.records import RunHistory
 from coordinator.rounds import plan_round
 from coordinator.run_spec import RunSpec
-from coordinator.strategies.server_optimizer import ServerOptimizer
 from coordinator.wire.contribution import pack_contribution, unpack_sum
 from coordinator.wire.plan import RoundPlan
 from model.parameters import read_model
@@ -50,15 +49,12 @@ def committed_from(
     base: NDArray[np.float32],
     packed: Mapping[str, NDArray[np.float32]],
     sites: Sequence[str],
-    *,
-    round_number: int,
 ) -> NDArray[np.float32]:
-    """The model that follows `base` when exactly these sites are counted."""
+    """The model that follows `base` under FedAvg when exactly these sites are counted."""
+    assert spec.server.name == "fedavg"
     total = np.sum([packed[site].astype(np.float64) for site in sites], axis=0)
     mean = unpack_sum(total, update_range=spec.secure_sum.update_range)
-    return ServerOptimizer(spec.server).step(
-        round_number=round_number, base=base, change=mean.change
-    )
+    return base + mean.change
 
 
 def _contribution(

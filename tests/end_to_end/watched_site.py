@@ -1,6 +1,6 @@
 """A site's app that takes part as the installed one does, and notes every leg of a secure sum as the site enters it.
 
-A test leaves an order in the site's home, a file `test-orders/LEG` that holds one word:
+A test leaves an order in the site's home, a file `test-orders/LEG` that holds a word, and the first round it is for:
 
 die     on entering that leg, once: SIGKILL for the site's supervisor and for this process
 hold    wait in that leg until the file is gone
@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Context, Message
@@ -51,11 +52,17 @@ class Watch:
 
     def __init__(self, home: Path, plan: RoundPlan) -> None:
         self._home = home
-        self._where = {"run": plan.run_id, "round": plan.round, "attempt": plan.attempt}
+        self._where: dict[str, Any] = {
+            "run": plan.run_id,
+            "round": plan.round,
+            "attempt": plan.attempt,
+        }
 
     def enter(self, leg: str) -> None:
         order = self._home / ORDERS / leg
-        word = order.read_text() if order.exists() else ""
+        word, _, first_round = order.read_text().partition(" ") if order.exists() else ("", "", "0")
+        if self._where["round"] < int(first_round):
+            word = ""
         with (self._home / NOTES).open("a") as notes:
             notes.write(json.dumps({**self._where, "leg": leg, "order": word}) + "\n")
         if word == "die":

@@ -1,0 +1,141 @@
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from coordinator.rounds import plan_round
+from coordinator.wire.contribution import LOSS_CAP
+from model.build import build_model
+from model.parameters import model_to_vector
+from participant.config import DataSource
+from participant.data import load_table
+from participant.release import attempt_events
+from participant.training import clipped_losses, train_update, training_random, training_task
+from privacy.dp.updates import ModelUpdate, NoisedUpdate
+from privacy.randomness import OsRandom
+from tests.sims.small_federation import PATIENTS, SITES, WITH_DP, small_spec, small_table
+
+
+class Small:
+    """A plan with and without privacy, a site's records, and a base model."""
+
+    def __init__(self, folder):
+        self.open_plan = self.make_plan(small_spec(folder / "open"))
+        self.private_plan = self.make_plan(small_spec(folder / "private", **WITH_DP))
+        small_table("anna").to_csv(folder / "patients.csv", index=False)
+        source = DataSource(kind="csv", path=folder / "patients.csv")
+        self.data = load_table(source, self.open_plan.table)
+        self.base = model_to_vector(
+            build_model(self.open_plan.model, self.open_plan.table, seed=3)
+        )
+
+    def make_plan(self, spec, **changes):
+        facts = {
+            "run_id": "small",
+            "number": 1,
+            "attempt": 1,
+            "cohort": SITES,
+            "base_model": "ab" * 32,
+            "base_model_bytes": 4096,
+            "parameters": 10,
+            "now": datetime(2030, 1, 1, tzinfo=UTC),
+        }
+        return plan_round(spec, **(facts | changes))
+
+    def train(self, plan, *, site="anna", patients=float(PATIENTS)):
+        return train_update(
+            plan,
+            self.data,
+            base=self.base,
+            patients=patients,
+            random=training_random(plan, site),
+        )
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return Small(tmp_path_factory.mktemp("training"))
+
+
+def test_training_with_privacy_gives_a_noised_update_that_costs_what_was_charged(small):
+    update = small.train(small.private_plan)
+    assert isinstance(update, NoisedUpdate)
+    assert set(update.events) <= set(attempt_events(small.private_plan))
+    assert update.values.shape == small.base.shape
+
+
+def test_training_without_privacy_gives_a_plain_update(small):
+    update = small.train(small.open_plan)
+    assert isinstance(update, ModelUpdate)
+    assert np.isfinite(update.values).all()
+    assert np.abs(update.values).max() > 0
+
+
+def test_a_seed_fixes_training_for_a_site_and_a_round(small):
+    first, second = small.train(small.open_plan), small.train(small.open_plan)
+    assert (first.values == second.values).all()
+
+
+def test_sites_and_rounds_draw_differently_under_one_seed(small):
+    again = replace(small.open_plan, round=2)
+    first = small.train(small.open_plan).values
+    assert (first != small.train(small.open_plan, site="berta").values).any()
+    assert (first != small.train(again).values).any()
+
+
+def test_no_seed_and_no_plan_with_privacy_can_make_noise_predictable(small):
+    seeded = replace(small.private_plan, seed=7)
+    assert isinstance(training_random(seeded, "anna"), OsRandom)
+    assert isinstance(training_random(replace(small.open_plan, seed=None), "anna"), OsRandom)
+    assert (small.train(seeded).values != small.train(seeded).values).any()
+
+
+def test_an_attempt_does_not_change_what_a_seeded_site_draws(small):
+    # A round that is repeated after a crash must end at the same model.
+    again = replace(small.open_plan, attempt=2)
+    assert (small.train(small.open_plan).values == small.train(again).values).all()
+
+
+def test_batches_are_divided_by_the_released_number_of_patients(small):
+    assert training_task(small.private_plan, patients=50.0).expected_batch_size == 25.0
+    assert training_task(small.private_plan, patients=0.0).expected_batch_size == 0.5
+
+
+def test_a_task_without_privacy_neither_clips_nor_adds_noise(small):
+    task = training_task(small.open_plan, patients=40.0)
+    assert task.clipping_norm is None
+    assert task.noise_multiplier == 0.0
+    assert training_task(small.private_plan, patients=40.0).clipping_norm == 1.0
+
+
+def test_the_proximal_term_holds_an_update_near_the_base(small):
+    free = small.train(small.open_plan).values
+    steps = replace(small.open_plan.training, proximal_mu=3.0)
+    held = small.train(replace(small.open_plan, training=steps)).values
+    assert np.linalg.norm(held) < np.linalg.norm(free)
+
+
+def test_training_that_diverges_gives_no_update(small):
+    wild = replace(small.open_plan.training, learning_rate=1e30)
+    with pytest.raises(ValueError, match=r"diverged|finite"):
+        small.train(replace(small.open_plan, training=wild))
+
+
+def test_losses_are_one_for_each_patient_within_the_cap(small):
+    losses = clipped_losses(small.open_plan, small.data, base=small.base)
+    assert losses.shape == (PATIENTS,)
+    assert losses.dtype == np.float64
+    assert losses.min() >= 0
+    assert losses.max() <= LOSS_CAP
+
+
+def test_a_model_gone_wild_costs_every_patient_no_more_than_the_cap(small):
+    wild = clipped_losses(small.open_plan, small.data, base=small.base * np.float32(1e18))
+    assert np.isfinite(wild).all()
+    assert wild.max() <= LOSS_CAP
+
+
+def test_a_base_model_of_another_length_is_refused(small):
+    with pytest.raises(ValueError, match="flat vector"):
+        clipped_losses(small.open_plan, small.data, base=small.base[:-1])
