@@ -15,7 +15,8 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -55,7 +56,7 @@ from coordinator.wire.channel import (
     SessionTicket,
 )
 from coordinator.wire.contribution import MeanContribution, unpack_sum
-from coordinator.wire.plan import RoundPlan, SignedPlan, sign_plan
+from coordinator.wire.plan import RoundPlan, SignedPlan, session_name, sign_plan
 from coordinator.wire.records import MAX_SITES, RoundTask, encode_task
 from model.build import build_model
 from model.parameters import model_to_vector, read_model, save_model
@@ -67,6 +68,8 @@ log = logging.getLogger(__name__)
 
 ONLINE_POLL_SECONDS = 0.25
 TICKET_BYTES = 32
+AttemptFailure = (RoundError, SumImpossible, MessageRefused, ChannelClosed)
+"""What ends an attempt and not the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,7 @@ class TrainingRun:
                 is marked failed in the ledger and its last committed round stays the truth.
         """
         base, committed, optimizer = self._resume()
+        self._close_earlier_sessions(committed + 1)
         try:
             for number in range(committed + 1, self._spec.rounds + 1):
                 base, optimizer = self._round(number, base, optimizer)
@@ -144,6 +148,15 @@ class TrainingRun:
         base = BaseModel(sha256=last.model_sha256, bytes=last.model_bytes, weights=stored.vector)
         return base, last.round, ServerOptimizer(self._spec.server, moments)
 
+    def _close_earlier_sessions(self, number: int) -> None:
+        """Frees sites that still wait in an attempt of a predecessor, which cannot call them off any more."""
+        for attempt in self._ledger.rounds.attempts(self._run_id):
+            if attempt.round == number:
+                self._sessions.close_session(
+                    session_name(self._run_id, number, attempt.attempt),
+                    reason="the coordinator was started again and makes a new attempt",
+                )
+
     def _round(
         self, number: int, base: BaseModel, optimizer: ServerOptimizer
     ) -> tuple[BaseModel, ServerOptimizer]:
@@ -162,7 +175,7 @@ class TrainingRun:
             plan = self._plan(number, attempt, base)
             try:
                 return self._attempt(plan, base, optimizer)
-            except (RoundError, SumImpossible, MessageRefused, ChannelClosed) as error:
+            except AttemptFailure as error:
                 reason = f"{type(error).__name__}: {error}"
                 log.warning("round %d, attempt %d aborted: %s", number, attempt, reason)
                 self._sessions.close_session(plan.session_id, reason="aborted")
@@ -210,7 +223,7 @@ class TrainingRun:
         )
         progress = open_round(RoundProgress(plan=plan))
         started = time.monotonic()
-        with self._open_session(plan, signed) as channel:
+        with self._session(plan, signed) as channel:
             summation = self._sum(plan, signed, channel)
             progress = begin_aggregation(progress, summation.result.sites)
             mean = self._mean(plan, summation)
@@ -230,11 +243,25 @@ class TrainingRun:
                 plan, summation, mean, model=model, seconds=time.monotonic() - started
             )
             self._ledger.rounds.commit_round(self._lease, outcome, **where)
-            for site in summation.result.sites:
-                channel.send(to=site, kind=DONE, payload=following.sha256.encode())
+            # The commit stands: a site that misses the word keeps its vector a little longer, and nothing else.
+            with suppress(ChannelClosed):
+                for site in summation.result.sites:
+                    channel.send(to=site, kind=DONE, payload=following.sha256.encode())
         self._sessions.close_session(plan.session_id, reason="committed")
         log.info("round %d committed: model %s", plan.round, following.sha256[:12])
         return following, optimizer
+
+    @contextmanager
+    def _session(self, plan: RoundPlan, signed: SignedPlan) -> Iterator[Channel]:
+        """The coordinator's channel while the attempt lasts; if it fails, the sites hear why before they are left."""
+        with self._open_session(plan, signed) as channel:
+            try:
+                yield channel
+            except AttemptFailure as error:
+                # The kind alone: the text may quote what one site said, which is not for the others.
+                reason = f"the coordinator has aborted the attempt: {type(error).__name__}"
+                self._sessions.close_session(plan.session_id, reason=reason)
+                raise
 
     def _open_session(self, plan: RoundPlan, signed: SignedPlan) -> Channel:
         """Opens the attempt's session, records the attempt as open, and asks the cohort; the coordinator's channel."""
@@ -303,7 +330,7 @@ class TrainingRun:
         )
         try:
             return driver.run()
-        except (RoundError, SumImpossible, MessageRefused, ChannelClosed):
+        except AttemptFailure:
             for news in site_participations(plan, driver.sites, seconds=0.0):
                 if news.state is not ParticipationState.ASKED:
                     self._ledger.rounds.record_participation(self._lease, news, **where)

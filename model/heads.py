@@ -20,7 +20,10 @@ class BinaryHead(nn.Module):
         self.skip = nn.Linear(flat_width, 1)
         self.norm = nn.RMSNorm(width, eps=NORM_EPSILON)
         self.cls = nn.Linear(width, 1, bias=False)
+        # A normed token has squared length `width` and is much the same for all rows: unscaled it would act as a bias
+        # with that gain, which makes SGD unstable and takes most of a clipped gradient.
+        self.cls_scale = width**-0.5
 
     def forward(self, flat_BU: torch.Tensor, cls_BD: torch.Tensor) -> torch.Tensor:
         """Log-odds of the positive class [B]."""
-        return (self.skip(flat_BU) + self.cls(self.norm(cls_BD))).squeeze(1)
+        return (self.skip(flat_BU) + self.cls_scale * self.cls(self.norm(cls_BD))).squeeze(1)

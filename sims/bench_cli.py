@@ -48,6 +48,10 @@ def rounds(
     ] = False,
 ) -> None:
     """A federated round of ours, with real processes and in rehearsal, beside Flower's."""
+    if unknown := sorted(set(skip or ()) - set(SKIPPABLE)):
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(SKIPPABLE)}.")
+    if keep is not None and keep.exists():
+        raise typer.BadParameter(f"{keep} exists; name a new folder.")
     # Imported here, so that --help does not wait for torch.
     from coordinator.errors import CoordinatorError
     from sims.benchmarks.benchmark import print_benchmark
@@ -55,10 +59,6 @@ def rounds(
     from sims.federation import FederationError
 
     logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower sets its level when imported
-    if unknown := sorted(set(skip or ()) - set(SKIPPABLE)):
-        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(SKIPPABLE)}.")
-    if keep is not None and keep.exists():
-        raise typer.BadParameter(f"{keep} exists; name a new folder.")
     started = time.monotonic()
 
     def progress(text: str) -> None:

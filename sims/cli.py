@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from sims.bench_cli import app as bench_app
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -18,6 +21,8 @@ app = typer.Typer(
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 SCENARIOS = ("heart",)
+PIPE_WIDTH = 130
+app.add_typer(bench_app, name="bench")
 
 
 @app.callback()
@@ -84,7 +89,7 @@ def run(
     if as_json:
         typer.echo(json.dumps(outcome.as_json()))
     else:
-        print_outcome(outcome, Console())
+        print_outcome(outcome, _paper())
 
 
 @app.command()
@@ -113,7 +118,12 @@ def demo(
     if as_json:
         typer.echo(json.dumps(found.as_json()))
     else:
-        show(found, Console())
+        show(found, _paper())
+
+
+def _paper() -> Console:
+    """Standard output; wide enough for the tables when it is a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,14 @@ import torch
 from coordinator.wire.plan import PrivacyPlan
 from participant.data import SiteData
 from sims.baselines import train_alone, train_central, train_logistic
-from sims.evaluation import Quality, Score, evaluate_weights, quality, read_tables
-from sims.outcome import read_outcome
+from sims.evaluation import (
+    Quality,
+    Score,
+    evaluate_file,
+    evaluate_weights,
+    quality,
+    read_tables,
+)
 from sims.rehearsal import rehearse
 from sims.scenario import Scenario, load_scenario
 
@@ -204,10 +210,9 @@ def _prepare_worker(niceness: int) -> None:
 def _rehearsed(scenario: Scenario, held_out: Mapping[str, SiteData]) -> Quality:
     with tempfile.TemporaryDirectory() as folder:
         history = rehearse(scenario, Path(folder))
-        models = Path(folder) / "coordinator" / "models"
-        return read_outcome(
-            history, scenario=scenario, held_out=held_out, models=models, seconds=0.0
-        ).quality
+        (newest, *_) = [r.model_sha256 for r in reversed(history.rounds) if r.model_sha256]
+        model = Path(folder) / "coordinator" / "models" / f"{newest}.safetensors"
+        return evaluate_file(model, scenario=scenario, held_out=held_out)
 
 
 def _alone(

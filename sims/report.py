@@ -54,7 +54,7 @@ def print_comparison(summaries: list[Summary], seeds: int, console: Console) -> 
     """Every method over all seeds."""
     table = Table(title=f"AUC on held-out patients, mean of {seeds} splits")
     for column in ("method", "pooled AUC", "± sd", "accuracy", *summaries[0].site_auc_mean):
-        table.add_column(column, justify="left" if column == "method" else "right")
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for s in summaries:
         sites = [f"{auc:.3f}" for auc in s.site_auc_mean.values()]
         table.add_row(

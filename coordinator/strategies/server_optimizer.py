@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    DEFAULT_TTL,
+    Array,
+    ArrayRecord,
+    Message,
+    MessageType,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedYogi
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -134,4 +143,16 @@ def _as_reply(weights: NDArray[np.float32]) -> Message:
             "metrics": MetricRecord({"num-examples": 1}),
         }
     )
-    return Message(content=content, dst_node_id=0, message_type=MessageType.TRAIN)
+    # With its metadata given, a message does not ask which Flower task this process is: baselines run in none.
+    metadata = Metadata(
+        run_id=0,
+        message_id="",
+        src_node_id=0,
+        dst_node_id=0,
+        reply_to_message_id="",
+        group_id="",
+        created_at=0.0,
+        ttl=DEFAULT_TTL,
+        message_type=MessageType.TRAIN,
+    )
+    return Message(content=content, metadata=metadata)  # type: ignore[call-overload, no-any-return]

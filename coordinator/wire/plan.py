@@ -98,7 +98,12 @@ class RoundPlan:
     @property
     def session_id(self) -> str:
         """Name of the exchange session of this attempt."""
-        return f"{self.run_id}/{self.round}/{self.attempt}"
+        return session_name(self.run_id, self.round, self.attempt)
+
+
+def session_name(run_id: str, round_number: int, attempt: int) -> str:
+    """Name of the exchange session of an attempt."""
+    return f"{run_id}/{round_number}/{attempt}"
 
 
 @plain_dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ Gaussian accountant (GDP) is below the true value and is not used.
 """
 
 import math
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,6 +33,9 @@ CALIBRATION_SLACK = 0.005
 """A calibrated total lies between (1 - slack) * epsilon and epsilon."""
 LARGEST_NOISE = 2.0**20
 CALIBRATION_TRIALS = 60
+
+
+_accounting = threading.Lock()
 
 
 def epsilon_spent(events: Sequence[Event], delta: float) -> float:
@@ -155,8 +159,14 @@ def _require_delta(delta: float) -> None:
         raise ValueError(f"Expected delta={delta} in (0, 1).")
 
 
-@lru_cache(maxsize=4096)
 def _epsilon_of(events: tuple[Event, ...], delta: float) -> float:
+    """One computation at a time: sites that rehearse in one process ask for the same figure at the same moment."""
+    with _accounting:
+        return _compute_epsilon(events, delta)
+
+
+@lru_cache(maxsize=4096)
+def _compute_epsilon(events: tuple[Event, ...], delta: float) -> float:
     if not events:
         return 0.0
     has_little_noise = any(

@@ -232,8 +232,8 @@ def _gradient_sum(
 ) -> GradientSum:
     if task.clipping_norm is None:
         return PlainSum(model, loss_per_unit)
-    scope.enter_context(warnings.catch_warnings())
-    # The first layers' inputs need no gradient; their hooks need only what comes back through their outputs.
+    # The first layers' inputs need no gradient; their hooks need only what comes back through their outputs. The filter
+    # stays: `catch_warnings` is not safe where several sites train in threads of one process.
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     return scope.enter_context(ClippedSum(model, loss_per_unit, clipping_norm=task.clipping_norm))
 

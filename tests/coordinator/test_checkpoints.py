@@ -35,7 +35,7 @@ def test_the_folder_and_its_files_are_the_owner_s_alone(store):
 def test_a_damaged_file_cannot_pass_for_the_one_committed(store, damage):
     sha256 = store.write(CONTENT)
     store.path(sha256).write_bytes(damage)
-    with pytest.raises(AggregationError, match="is damaged.*backup"):
+    with pytest.raises(AggregationError, match=r"is damaged.*backup"):
         store.require(sha256)
 
 

@@ -23,11 +23,8 @@ def test_a_contribution_is_the_weighted_change_then_weight_then_loss():
 
 
 def test_the_mean_weighs_every_site_by_its_patients():
-    total = np.sum(
-        [packed(patients=10, loss_sum=5.0), packed(-CHANGE, patients=30, loss_sum=30.0)],
-        axis=0,
-        dtype=np.float64,
-    )
+    first, second = packed(patients=10, loss_sum=5.0), packed(-CHANGE, patients=30, loss_sum=30.0)
+    total = first.astype(np.float64) + second
     mean = unpack_sum(total, update_range=1.0)
     assert mean.change == pytest.approx((10 * CHANGE - 30 * CHANGE) / 40, abs=1e-6)
     assert mean.weight == pytest.approx(0.4)

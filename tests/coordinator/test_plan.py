@@ -1,10 +1,8 @@
 import json
-from datetime import UTC, datetime
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from coordinator.rounds import plan_round
 from coordinator.wire.plan import (
     MAX_PLAN_BYTES,
     SIGNATURE_LABEL,
@@ -13,24 +11,14 @@ from coordinator.wire.plan import (
     sign_plan,
     verify_plan,
 )
-from tests.sims.small_federation import SITES, WITH_DP, small_spec
+from tests.sims.small_federation import WITH_DP, small_plan, small_spec
 
 KEY = Ed25519PrivateKey.generate()
 
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
-    return plan_round(
-        small_spec(tmp_path_factory.mktemp("run"), **WITH_DP),
-        run_id="small",
-        number=1,
-        attempt=1,
-        cohort=SITES,
-        base_model="ab" * 32,
-        base_model_bytes=4096,
-        parameters=100,
-        now=datetime(2030, 1, 1, tzinfo=UTC),
-    )
+    return small_plan(small_spec(tmp_path_factory.mktemp("run"), **WITH_DP))
 
 
 def signed(payload, key=KEY):

@@ -11,11 +11,10 @@ from coordinator.rounds import (
     begin_aggregation,
     commit_round,
     open_round,
-    plan_round,
     sum_threshold,
 )
 from privacy.secagg.plan import smallest_threshold
-from tests.sims.small_federation import SITES, small_spec
+from tests.sims.small_federation import SITES, small_plan, small_spec
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 TARGETS = (
@@ -31,23 +30,9 @@ def spec(tmp_path):
     return small_spec(tmp_path)
 
 
-def make_plan(spec, **changes):
-    facts = {
-        "run_id": "small",
-        "number": 1,
-        "attempt": 1,
-        "cohort": SITES,
-        "base_model": "ab" * 32,
-        "base_model_bytes": 4096,
-        "parameters": 100,
-        "now": NOW,
-    }
-    return plan_round(spec, **(facts | changes))
-
-
 @pytest.fixture
 def progress(spec):
-    return RoundProgress(plan=make_plan(spec))
+    return RoundProgress(plan=small_plan(spec))
 
 
 def moved(progress, target):
@@ -61,7 +46,9 @@ def moved(progress, target):
     return moves[target](progress)
 
 
-ALLOWED = [(source, target) for target, sources in ATTEMPT_MAY_COME_FROM.items() for source in sources]
+ALLOWED = [
+    (source, target) for target, sources in ATTEMPT_MAY_COME_FROM.items() for source in sources
+]
 REFUSED = [
     (source, target)
     for source in RoundState
@@ -114,7 +101,7 @@ def test_a_site_counts_once_however_often_it_is_named(progress):
 
 
 def test_the_plan_of_an_attempt_follows_from_the_run_and_the_sites_online(spec):
-    plan = make_plan(spec, cohort=("dora", "anna", "clara"))
+    plan = small_plan(spec, cohort=("dora", "anna", "clara"))
     assert plan.cohort == ("anna", "clara", "dora")
     assert plan.rounds_charged == spec.rounds + spec.spare_attempts
     assert plan.deadline == NOW + timedelta(seconds=spec.timing.round_seconds)
@@ -126,8 +113,8 @@ def test_the_plan_of_an_attempt_follows_from_the_run_and_the_sites_online(spec):
 
 def test_the_deadline_is_in_utc_whatever_the_clock_of_the_coordinator_shows(spec):
     there = timezone(timedelta(hours=5))
-    assert make_plan(spec, now=NOW.astimezone(there)).deadline == make_plan(spec).deadline
-    assert make_plan(spec, now=NOW.astimezone(there)).deadline.tzinfo is UTC
+    assert small_plan(spec, now=NOW.astimezone(there)).deadline == small_plan(spec).deadline
+    assert small_plan(spec, now=NOW.astimezone(there)).deadline.tzinfo is UTC
 
 
 @pytest.mark.parametrize("sites", range(2, 65))

@@ -2,6 +2,7 @@ import pytest
 
 from coordinator.errors import ConfigError
 from coordinator.run_spec import charged_events, load_run_spec, parse_run_spec
+from coordinator.wire.contribution import LOSS_GRID
 from coordinator.wire.plan import PrivacyPlan
 from model.config import TIERS
 from privacy.dp.accounting import epsilon_spent
@@ -49,7 +50,7 @@ def test_a_run_charges_one_count_and_a_loss_per_attempt(tmp_path):
     spec = small_spec(tmp_path, **WITH_DP)
     count, loss = charged_events(spec.privacy, spec.training, 3)
     assert count == DiscreteLaplace(epsilon=0.1)
-    assert (loss.epsilon, loss.count) == (0.02, 3)
+    assert loss == DiscreteLaplace(epsilon=0.02, sensitivity=LOSS_GRID, count=3)
 
 
 def test_releases_that_cost_nothing_are_not_charged(tmp_path):
@@ -108,9 +109,9 @@ def test_a_run_that_cannot_be_is_refused_with_file_and_field(tmp_path, changes, 
 
 
 def test_a_file_that_is_not_toml_or_not_there_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="run.toml"):
+    with pytest.raises(ConfigError, match=r"run\.toml"):
         load(tmp_path, "rounds = = 3")
-    with pytest.raises(ConfigError, match="nowhere.toml"):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
         load_run_spec(tmp_path / "nowhere.toml")
 
 

@@ -7,6 +7,7 @@ from safetensors.numpy import save
 
 from coordinator.errors import AggregationError
 from coordinator.run_spec import ServerOptimizerSpec
+from coordinator.strategies import server_optimizer
 from coordinator.strategies.server_optimizer import ServerOptimizer, load_moments, save_moments
 
 ADAPTIVE = {"fedadam": FedAdam, "fedyogi": FedYogi}
@@ -92,10 +93,23 @@ def test_a_change_that_is_not_finite_is_refused_and_pollutes_no_moment(name, poi
     before = optimizer.state()
     bad = CHANGES[1].copy()
     bad[7] = poison
-    with pytest.raises(AggregationError, match="Round 2: .* not finite"):
+    with pytest.raises(AggregationError, match=r"Round 2: .* not finite"):
         optimizer.step(round_number=2, base=base, change=bad)
     after = optimizer.state()
     assert all((after[name] == before[name]).all() for name in before)
+
+
+@pytest.mark.parametrize("name", FLOWERS_OWN)
+def test_blocks_change_no_bit(name, monkeypatch):
+    whole = our_weights(ServerOptimizer(ServerOptimizerSpec(name=name)))
+    monkeypatch.setattr(server_optimizer, "BLOCK", 7)
+    assert (our_weights(ServerOptimizer(ServerOptimizerSpec(name=name)))[-1] == whole[-1]).all()
+
+
+def test_an_optimiser_works_outside_of_a_flower_task(monkeypatch):
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, None)
+    assert len(our_weights(ServerOptimizer(ServerOptimizerSpec()))) == len(CHANGES)
 
 
 @pytest.mark.parametrize("name", FLOWERS_OWN)

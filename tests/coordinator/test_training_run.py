@@ -6,6 +6,8 @@ import pytest
 from coordinator.errors import QuorumError, StaleEpochError, TransitionError
 from coordinator.ledger.states import RoundState, RunState
 from coordinator.registry.checkpoints import CheckpointStore
+from coordinator.summation import DONE
+from coordinator.wire.channel import ChannelClosed
 from coordinator.wire.connect import open_channel
 from coordinator.wire.plan import SignedPlan, verify_plan
 from model.parameters import read_model
@@ -79,7 +81,9 @@ def test_a_site_whose_policy_refuses_does_not_hold_up_the_round(made):
     forbid_masked_sums(federation, "dora")
     federation.run().drive()
     assert federation.states(1, 1) == dict.fromkeys(SITES[:3], "counted") | {"dora": "refused"}
-    details = {p.participation.site: p.participation.detail for p in federation.history().participations}
+    details = {
+        p.participation.site: p.participation.detail for p in federation.history().participations
+    }
     assert 'clause "secure_sum_schemes"' in details["dora"]
 
 
@@ -200,11 +204,13 @@ def test_a_site_without_budget_refuses_in_mid_run_and_the_others_go_on(made):
         if row.participation.site == "anna"
     ]
     assert "Privacy budget" in details[2]
-    assert "nothing was charged" in details[2]
+    assert "was refused and not charged" in details[2]
     # One charge for the count, one for each round that counted, none for a refusal.
     assert len(federation.charges("anna")) == 1 + outcomes.count("counted")
     assert len(federation.charges("berta")) == 1 + 3
-    recorded = [row.charge.epsilon for row in federation.history().charges if row.charge.site == "anna"]
+    recorded = [
+        row.charge.epsilon for row in federation.history().charges if row.charge.site == "anna"
+    ]
     assert len(recorded) == outcomes.count("counted")
     assert max(recorded) <= 6.0
 
@@ -290,6 +296,39 @@ def test_a_committed_model_that_is_damaged_stops_the_run_before_anybody_is_asked
     with pytest.raises(Exception, match="damaged"):
         federation.run().drive()
     assert len(federation.frames) == seen
+
+
+class ClosedBeforeTheLastWord:
+    """The coordinator's seat in a session that ends just after the commit."""
+
+    def __init__(self, channel):
+        self._channel = channel
+
+    def __getattr__(self, name):
+        return getattr(self._channel, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._channel.close()
+
+    def send(self, *, to, kind, payload):
+        if kind == DONE:
+            raise ChannelClosed("deadline has passed")
+        self._channel.send(to=to, kind=kind, payload=payload)
+
+
+def test_a_session_that_ends_just_after_the_commit_costs_nothing(made):
+    federation = made()
+
+    def connect(ticket):
+        channel = open_channel(federation.address, session=ticket, credentials=None)
+        return ClosedBeforeTheLastWord(channel)
+
+    federation.run(connect=connect).drive()
+    assert attempts(federation) == [(1, 1, RoundState.COMMITTED), (2, 1, RoundState.COMMITTED)]
+    assert federation.history().run.state is RunState.FINISHED
 
 
 def test_a_driver_whose_lease_was_taken_over_writes_nothing_more(made):

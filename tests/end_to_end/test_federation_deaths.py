@@ -32,7 +32,7 @@ UNSEALED = ("hello", "share", "seal")
 """A site that dies on entering one of these has not sent its contribution."""
 SEALED = ("confirm", "release", "done")
 """One that dies on entering one of these has, and counts."""
-BELOW_QUORUM = ("share", "seal", "release")
+BELOW_QUORUM = ("seal", "release")
 TOLERANCE = 2e-5
 """Of one weight: fixed-point steps of the sum, and float32 computed in another process."""
 

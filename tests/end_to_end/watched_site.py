@@ -3,7 +3,7 @@
 A test leaves an order in the site's home, a file `test-orders/LEG` that holds a word, and the first round it is for:
 
 die     on entering that leg, once: SIGKILL for the site's supervisor and for this process
-hold    wait in that leg until the file is gone
+hold    wait in that leg until the file is gone or holds another order
 
 Entering a leg means that everything of the legs before it has been sent. "done" is entered after the last leg.
 """
@@ -60,8 +60,9 @@ class Watch:
 
     def enter(self, leg: str) -> None:
         order = self._home / ORDERS / leg
-        word, _, first_round = order.read_text().partition(" ") if order.exists() else ("", "", "0")
-        if self._where["round"] < int(first_round):
+        text = order.read_text() if order.exists() else ""
+        word, _, first_round = text.partition(" ")
+        if self._where["round"] < int(first_round or 0):
             word = ""
         with (self._home / NOTES).open("a") as notes:
             notes.write(json.dumps({**self._where, "leg": leg, "order": word}) + "\n")
@@ -71,7 +72,7 @@ class Watch:
             assert status is not None
             os.kill(status.pid, signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
-        while word == "hold" and order.exists():
+        while word == "hold" and order.exists() and order.read_text() == text:
             time.sleep(HOLD_POLL_SECONDS)
 
 

@@ -7,9 +7,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.ledger.store import open_ledger
-from coordinator.rounds import plan_round
-from coordinator.wire.channel import COORDINATOR, ChannelTimeout, SessionSpec, SessionTicket
-from coordinator.wire.channel import TransferError
+from coordinator.wire.channel import (
+    COORDINATOR,
+    ChannelTimeout,
+    SessionSpec,
+    SessionTicket,
+    TransferError,
+)
 from coordinator.wire.connect import open_channel
 from coordinator.wire.memory_channel import start_relay
 from coordinator.wire.plan import PlanError, sign_plan
@@ -21,7 +25,7 @@ from participant.config import load_site
 from participant.errors import RoundAborted
 from participant.participation import Participation
 from sims.site_home import make_site_home, put_data
-from tests.sims.small_federation import SITES, WITH_DP, small_scenario
+from tests.sims.small_federation import SITES, WITH_DP, small_plan, small_scenario
 
 # Opacus' hooks under threads; see tests/coordinator/test_training_run.py.
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -52,20 +56,15 @@ class Rig:
                 node_id=2,
                 spec=self.spec,
             )
-            own = bytes.fromhex(ledger.sites.get("anna").signing_key)
+            (member,) = ledger.sites.members()
         put_data(self.home, table=self.scenario.train["anna"], schema=self.scenario.schema_path)
-        self.keys = {"anna": own} | {
-            site: Ed25519PrivateKey.generate().public_key().public_bytes_raw()
-            for site in SITES[1:]
+        self.keys = {"anna": bytes.fromhex(member.signing_key)} | {
+            site: Ed25519PrivateKey.generate().public_key().public_bytes_raw() for site in SITES[1:]
         }
         weights = model_to_vector(build_model(self.spec.model, self.spec.table, seed=1))
         model = save_model(self.models, weights, self.spec.model, self.spec.table)
-        self.plan = plan_round(
+        self.plan = small_plan(
             self.spec,
-            run_id="small",
-            number=1,
-            attempt=1,
-            cohort=SITES,
             base_model=model.stem,
             base_model_bytes=model.stat().st_size,
             parameters=weights.size,
@@ -119,11 +118,9 @@ def frames(channel):
 def changed(plan, **fields):
     """The plan with fields changed, those of its parts too: `training__local_steps=0`."""
     for path, value in fields.items():
-        *parents, name = path.split("__")
-        if parents:
-            value = replace(getattr(plan, parents[0]), **{name: value})
-            name = parents[0]
-        plan = replace(plan, **{name: value})
+        part, _, name = path.rpartition("__")
+        inner = replace(getattr(plan, part), **{name: value}) if part else value
+        plan = replace(plan, **{part or name: inner})
     return plan
 
 
@@ -212,7 +209,9 @@ def test_keys_for_another_cohort_are_refused(rig):
 
 def test_a_peer_that_shows_another_key_than_before_is_refused(rig):
     stranger = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
-    first = changed(rig.plan, deadline=datetime.now(UTC) + timedelta(seconds=0.5), silence_seconds=0)
+    first = changed(
+        rig.plan, deadline=datetime.now(UTC) + timedelta(seconds=0.5), silence_seconds=0
+    )
     with rig.open_session(first), pytest.raises(RoundAborted):
         rig.site.take_part(rig.task(first))
     before = rig.intents()

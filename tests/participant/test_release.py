@@ -1,10 +1,9 @@
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from coordinator.rounds import plan_round
 from coordinator.wire.contribution import LOSS_CAP
 from participant.budget import SiteBudget
 from participant.config import BudgetContract
@@ -16,24 +15,10 @@ from privacy.dp.accounting import epsilon_spent
 from privacy.dp.events import DiscreteLaplace, SubsampledGaussian
 from privacy.dp.updates import ModelUpdate, NoisedUpdate
 from privacy.secagg.protocol import seal_key
-from tests.sims.small_federation import SITES, WITH_DP, small_spec
+from tests.sims.small_federation import WITH_DP, small_plan, small_spec
 
 PARAMETERS = 20
 CHANGE = np.linspace(-0.2, 0.2, PARAMETERS, dtype=np.float32)
-
-
-def make_plan(spec, **changes):
-    facts = {
-        "run_id": "small",
-        "number": 1,
-        "attempt": 1,
-        "cohort": SITES,
-        "base_model": "ab" * 32,
-        "base_model_bytes": 4096,
-        "parameters": PARAMETERS,
-        "now": datetime(2030, 1, 1, tzinfo=UTC),
-    }
-    return plan_round(spec, **(facts | changes))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +35,7 @@ def open_spec(tmp_path_factory):
 class Site:
     """The durable parts of a site, and a gate; `restart` is what a new process finds."""
 
-    folder: object
+    folder: Path
     epsilon: float = 8.0
     require_dp: bool = True
 
@@ -102,8 +87,8 @@ def site(tmp_path):
 
 
 def test_an_attempt_is_charged_before_anything_is_computed(site, spec):
-    charge = site.gate.charge(make_plan(spec))
-    assert charge.events == attempt_events(make_plan(spec))
+    charge = site.gate.charge(small_plan(spec))
+    assert charge.events == attempt_events(small_plan(spec))
     assert 0 < charge.epsilon_after <= 8.0
     assert site.computed == 0
     assert site.intents() == ["small/count", f"small/1/1/{'ab' * 32}"]
@@ -111,25 +96,25 @@ def test_an_attempt_is_charged_before_anything_is_computed(site, spec):
 
 def test_the_count_is_charged_once_in_a_run(site, spec):
     for number in (1, 2):
-        site.gate.charge(make_plan(spec, number=number))
+        site.gate.charge(small_plan(spec, number=number))
     assert site.intents().count("small/count") == 1
 
 
 def test_nothing_is_charged_without_privacy(site, open_spec):
-    assert site.gate.charge(make_plan(open_spec)) is None
+    assert site.gate.charge(small_plan(open_spec)) is None
     assert site.intents() == []
 
 
 def test_a_contract_without_room_refuses_and_stays_as_it_was(tmp_path, spec):
     site = Site(tmp_path, epsilon=0.5)
-    with pytest.raises(BudgetExhausted, match="nothing was charged"):
-        site.gate.charge(make_plan(spec))
+    with pytest.raises(BudgetExhausted, match="refused and not charged"):
+        site.gate.charge(small_plan(spec))
     assert site.intents() == ["small/count"]
     assert site.budget.spent().epsilon <= 0.5
 
 
 def test_the_whole_run_costs_no_more_than_the_plan_says(spec):
-    plan = make_plan(spec)
+    plan = small_plan(spec)
     assert epsilon_spent(run_events(plan), plan.privacy.delta) <= plan.privacy.epsilon
     one = SubsampledGaussian(
         sample_rate=0.5, noise_multiplier=plan.privacy.noise_multiplier, steps=2
@@ -144,24 +129,24 @@ def test_the_whole_run_costs_no_more_than_the_plan_says(spec):
 
 
 def test_the_number_of_patients_is_noised_once_and_then_always_the_same(site, spec):
-    counts = {site.gate.patients(make_plan(spec, number=n), 40) for n in (1, 2, 3)}
-    assert counts == {site.restart().gate.patients(make_plan(spec), 40)}
+    counts = {site.gate.patients(small_plan(spec, number=n), 40) for n in (1, 2, 3)}
+    assert counts == {site.restart().gate.patients(small_plan(spec), 40)}
     assert min(counts) >= 1
 
 
 @pytest.mark.statistical
 def test_the_number_of_patients_is_not_the_number_of_patients(site, spec):
     # P(noise = 0) is 0.05 at epsilon 0.1: 40 runs without any noise have probability 1e-52.
-    counts = {site.gate.patients(make_plan(spec, run_id=f"run-{n}"), 500) for n in range(40)}
+    counts = {site.gate.patients(small_plan(spec, run_id=f"run-{n}"), 500) for n in range(40)}
     assert len(counts) > 1
 
 
 def test_the_number_of_patients_is_exact_where_no_privacy_is_asked(site, open_spec):
-    assert site.gate.patients(make_plan(open_spec), 40) == 40.0
+    assert site.gate.patients(small_plan(open_spec), 40) == 40.0
 
 
 def test_what_is_sealed_is_what_was_stored_first(site, spec):
-    plan = make_plan(spec)
+    plan = small_plan(spec)
     vector = site.contribute(plan)
     stored = site.restart().contribute(plan, change=CHANGE * 2)
     assert (vector == stored).all()
@@ -170,16 +155,16 @@ def test_what_is_sealed_is_what_was_stored_first(site, spec):
 
 def test_a_released_loss_is_noised_with_privacy_and_exact_without(tmp_path, spec, open_spec):
     (tmp_path / "open").mkdir()
-    exact = Site(tmp_path / "open", require_dp=False).contribute(make_plan(open_spec))
+    exact = Site(tmp_path / "open", require_dp=False).contribute(small_plan(open_spec))
     assert exact[-1] == pytest.approx(40 * 0.7 / (LOSS_CAP * 100))
     # The scale of the noise is 64 / 0.02 = 3200 grid steps: two equal draws have probability below 1e-3.
-    noised = Site(tmp_path).contribute(make_plan(spec))
+    noised = Site(tmp_path).contribute(small_plan(spec))
     assert noised[-1] != pytest.approx(float(exact[-1]), abs=1e-6)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_an_update_that_is_not_finite_is_not_sent_or_stored(site, spec, poison):
-    plan, bad = make_plan(spec), CHANGE.copy()
+    plan, bad = small_plan(spec), CHANGE.copy()
     bad[3] = poison
     with pytest.raises(ValueError, match="Nothing was sent"):
         site.contribute(plan, change=bad)
@@ -189,25 +174,26 @@ def test_an_update_that_is_not_finite_is_not_sent_or_stored(site, spec, poison):
 
 def test_an_update_without_privacy_does_not_pass_where_the_site_demands_it(site, open_spec):
     with pytest.raises(PolicyRefusal, match='"require_dp"'):
-        site.contribute(make_plan(open_spec))
+        site.contribute(small_plan(open_spec))
 
 
 def test_an_unprotected_update_does_not_pass_under_a_private_plan(tmp_path, spec):
     lax = Site(tmp_path, require_dp=False)
     with pytest.raises(PolicyRefusal, match='"require_dp"'):
-        lax.contribute(make_plan(spec), update=ModelUpdate(values=CHANGE))
+        lax.contribute(small_plan(spec), update=ModelUpdate(values=CHANGE))
 
 
 def test_an_update_that_cost_more_than_was_charged_does_not_pass(site, spec):
-    plan = make_plan(spec)
-    dearer = replace(attempt_events(plan)[0], steps=50)
+    plan = small_plan(spec)
+    noise = plan.privacy.noise_multiplier
+    dearer = SubsampledGaussian(sample_rate=0.5, noise_multiplier=noise, steps=50)
     with pytest.raises(PolicyRefusal, match="not the one that was charged"):
         site.contribute(plan, update=NoisedUpdate(values=CHANGE, events=(dearer,)))
     assert site.computed == 1
 
 
 def test_a_crash_between_charge_and_outbox_refunds_nothing_and_charges_nothing_anew(site, spec):
-    plan = make_plan(spec)
+    plan = small_plan(spec)
     first = site.gate.charge(plan)
     after_crash = site.restart()
     assert after_crash.gate.charge(plan) == first
@@ -216,7 +202,7 @@ def test_a_crash_between_charge_and_outbox_refunds_nothing_and_charges_nothing_a
 
 
 def test_an_unsealed_update_of_an_aborted_attempt_is_sent_again_without_a_new_charge(site, spec):
-    first, second = make_plan(spec), make_plan(spec, attempt=2)
+    first, second = small_plan(spec), small_plan(spec, attempt=2)
     charge = site.gate.charge(first)
     vector = site.contribute(first)
     again = site.restart()
@@ -226,7 +212,7 @@ def test_an_unsealed_update_of_an_aborted_attempt_is_sent_again_without_a_new_ch
 
 
 def test_a_sealed_update_of_an_aborted_attempt_is_not_sent_again(site, spec):
-    first, second = make_plan(spec), make_plan(spec, attempt=2)
+    first, second = small_plan(spec), small_plan(spec, attempt=2)
     charge = site.gate.charge(first)
     vector = site.contribute(first)
     site.seal(first)
@@ -238,7 +224,7 @@ def test_a_sealed_update_of_an_aborted_attempt_is_not_sent_again(site, spec):
 
 def test_an_update_that_a_later_attempt_sealed_is_not_sent_a_third_time(site, spec):
     # Two sums of the same vectors over different cohorts differ by one site's vector.
-    first, second, third = (make_plan(spec, attempt=n) for n in (1, 2, 3))
+    first, second, third = (small_plan(spec, attempt=n) for n in (1, 2, 3))
     charge = site.gate.charge(first)
     vector = site.contribute(first)
     site.gate.charge(second)
@@ -251,7 +237,7 @@ def test_an_update_that_a_later_attempt_sealed_is_not_sent_a_third_time(site, sp
 
 
 def test_an_attempt_that_was_sealed_is_over_for_this_site(site, spec):
-    first, second = make_plan(spec), make_plan(spec, attempt=2)
+    first, second = small_plan(spec), small_plan(spec, attempt=2)
     site.gate.charge(first)
     site.contribute(first)
     site.gate.charge(second)
@@ -266,7 +252,7 @@ def test_an_attempt_that_was_sealed_is_over_for_this_site(site, spec):
 
 
 def test_another_base_model_is_another_release_with_its_own_charge(site, spec):
-    first, other = make_plan(spec), make_plan(spec, attempt=2, base_model="cd" * 32)
+    first, other = small_plan(spec), small_plan(spec, attempt=2, base_model="cd" * 32)
     charge = site.gate.charge(first)
     site.contribute(first)
     assert site.gate.charge(other) != charge
@@ -275,7 +261,7 @@ def test_another_base_model_is_another_release_with_its_own_charge(site, spec):
 
 
 def test_a_vector_that_counted_is_forgotten_and_never_computed_again(site, spec):
-    plan = make_plan(spec)
+    plan = small_plan(spec)
     site.gate.charge(plan)
     site.contribute(plan)
     site.gate.finish(plan)
@@ -284,7 +270,7 @@ def test_a_vector_that_counted_is_forgotten_and_never_computed_again(site, spec)
 
 
 def test_forgetting_covers_the_earlier_attempts_of_the_round(site, spec):
-    first, second = make_plan(spec), make_plan(spec, attempt=2)
+    first, second = small_plan(spec), small_plan(spec, attempt=2)
     site.contribute(first)
     site.seal(first)
     site.contribute(second)
@@ -294,7 +280,7 @@ def test_forgetting_covers_the_earlier_attempts_of_the_round(site, spec):
 
 def test_a_run_cannot_charge_more_attempts_than_its_noise_was_calibrated_for(tmp_path, spec):
     site = Site(tmp_path, epsilon=50.0)
-    plans = [make_plan(spec, attempt=n) for n in range(1, 5)]
+    plans = [small_plan(spec, attempt=n) for n in range(1, 5)]
     for plan in plans[:3]:
         site.gate.charge(plan)
         site.contribute(plan)

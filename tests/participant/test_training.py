@@ -1,10 +1,8 @@
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
-from coordinator.rounds import plan_round
 from coordinator.wire.contribution import LOSS_CAP
 from model.build import build_model
 from model.parameters import model_to_vector
@@ -14,34 +12,19 @@ from participant.release import attempt_events
 from participant.training import clipped_losses, train_update, training_random, training_task
 from privacy.dp.updates import ModelUpdate, NoisedUpdate
 from privacy.randomness import OsRandom
-from tests.sims.small_federation import PATIENTS, SITES, WITH_DP, small_spec, small_table
+from tests.sims.small_federation import PATIENTS, WITH_DP, small_plan, small_spec, small_table
 
 
 class Small:
     """A plan with and without privacy, a site's records, and a base model."""
 
     def __init__(self, folder):
-        self.open_plan = self.make_plan(small_spec(folder / "open"))
-        self.private_plan = self.make_plan(small_spec(folder / "private", **WITH_DP))
+        self.open_plan = small_plan(small_spec(folder / "open"))
+        self.private_plan = small_plan(small_spec(folder / "private", **WITH_DP))
         small_table("anna").to_csv(folder / "patients.csv", index=False)
         source = DataSource(kind="csv", path=folder / "patients.csv")
         self.data = load_table(source, self.open_plan.table)
-        self.base = model_to_vector(
-            build_model(self.open_plan.model, self.open_plan.table, seed=3)
-        )
-
-    def make_plan(self, spec, **changes):
-        facts = {
-            "run_id": "small",
-            "number": 1,
-            "attempt": 1,
-            "cohort": SITES,
-            "base_model": "ab" * 32,
-            "base_model_bytes": 4096,
-            "parameters": 10,
-            "now": datetime(2030, 1, 1, tzinfo=UTC),
-        }
-        return plan_round(spec, **(facts | changes))
+        self.base = model_to_vector(build_model(self.open_plan.model, self.open_plan.table, seed=3))
 
     def train(self, plan, *, site="anna", patients=float(PATIENTS)):
         return train_update(

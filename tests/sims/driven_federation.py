@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from flwr.app import UserConfig
+
 from coordinator.config import CoordinatorConfig, CoordinatorHome
 from coordinator.enrolment.authority import load_signing_key
 from coordinator.initialise import initialise
@@ -63,7 +65,7 @@ class DrivenFederation:
                 table=self.scenario.train[site],
                 schema=self.scenario.schema_path,
             )
-        self.grid = self.new_grid()
+        self.grid = InProcessGrid(client_app, self.node_configs())
 
     def _record(self, receiver: str, frame: Frame) -> None:
         self.frames.append((receiver, frame))
@@ -71,19 +73,16 @@ class DrivenFederation:
     def site_home(self, site: str) -> Path:
         return self.folder / site
 
-    def new_grid(self, kind: type[InProcessGrid] = InProcessGrid) -> InProcessGrid:
-        """A grid with every site's node online."""
-        configs = {
-            node: {HOME_KEY: str(self.site_home(site))} for site, node in self.nodes.items()
-        }
-        return kind(client_app, configs)
+    def node_configs(self) -> dict[int, UserConfig]:
+        """What every site's node would be started with."""
+        return {node: {HOME_KEY: str(self.site_home(site))} for site, node in self.nodes.items()}
 
     def take_over(self) -> Lease:
         return self.ledger.runs.take_over(RUN_ID)
 
     def run(self, lease: Lease | None = None, **changes: Any) -> TrainingRun:
         """A new driver, as a new ServerApp makes it."""
-        parts = {
+        parts: dict[str, Any] = {
             "spec": self.scenario.spec,
             "lease": lease or self.take_over(),
             "ledger": self.ledger,

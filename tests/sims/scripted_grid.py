@@ -12,6 +12,7 @@ from coordinator.wire.channel import SessionTicket
 from coordinator.wire.connect import open_channel
 from coordinator.wire.plan import verify_plan
 from coordinator.wire.records import RoundTask, decode_task, encode_outcome
+from participant.client_app import app as client_app
 from participant.identity import load_signing_key, open_home
 from privacy.secagg.protocol import LEGS, SumContext
 from privacy.secagg.secure_sum import MemoryJournal, site_part
@@ -39,7 +40,7 @@ class ScriptedGrid(InProcessGrid):
 def use_scripts(federation: DrivenFederation, scripts: dict[str, Script]) -> None:
     """Puts these sites on scripts."""
     federation.grid.close()
-    grid = federation.new_grid(ScriptedGrid)
+    grid = ScriptedGrid(client_app, federation.node_configs())
     grid.scripts = {federation.nodes[site]: script for site, script in scripts.items()}
     federation.grid = grid
 

@@ -1,12 +1,15 @@
 """A federation small enough for a test: three columns, four sites of forty made-up patients, a model of a thousand weights."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from coordinator.rounds import plan_round
 from coordinator.run_spec import RunSpec, load_run_spec
+from coordinator.wire.plan import RoundPlan
 from sims.scenario import Scenario
 
 SITES = ("anna", "berta", "clara", "dora")
@@ -94,6 +97,21 @@ def small_spec(folder: Path, **changes: Any) -> RunSpec:
     return load_run_spec(folder / "run.toml", **changes)
 
 
+def small_plan(spec: RunSpec, **changes: Any) -> RoundPlan:
+    """The plan of the run's first attempt, or of the one that `changes` name."""
+    facts: dict[str, Any] = {
+        "run_id": "small",
+        "number": 1,
+        "attempt": 1,
+        "cohort": SITES,
+        "base_model": "ab" * 32,
+        "base_model_bytes": 4096,
+        "parameters": 100,
+        "now": datetime(2030, 1, 1, 12, tzinfo=UTC),
+    }
+    return plan_round(spec, **(facts | changes))
+
+
 def small_table(site: str, rows: int = PATIENTS) -> pd.DataFrame:
     """Made-up patients of a site: the older smoke less and are ill more often. A few pulses are missing."""
     random = np.random.default_rng([len(site), *site.encode()])
@@ -110,9 +128,7 @@ def small_table(site: str, rows: int = PATIENTS) -> pd.DataFrame:
     )
 
 
-def small_scenario(
-    folder: Path, *, sites: tuple[str, ...] = SITES, **changes: Any
-) -> Scenario:
+def small_scenario(folder: Path, *, sites: tuple[str, ...] = SITES, **changes: Any) -> Scenario:
     """A scenario for `sims.rehearsal.rehearse`; its files lie in `folder`."""
     spec = small_spec(folder, **changes)
     return Scenario(

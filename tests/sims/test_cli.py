@@ -32,9 +32,13 @@ def invoke():
 
 @pytest.mark.slow
 def test_run_prints_exactly_one_object_and_everything_else_on_stderr(tmp_path):
-    command = [SIMS, "run", "heart", "--json", "--no-dp", "--rounds", "1"]
+    command = [str(SIMS), "run", "heart", "--json", "--no-dp", "--rounds", "1"]
     done = subprocess.run(
-        [*command, "--out", tmp_path / "out"], capture_output=True, text=True, timeout=200, check=True
+        [*command, "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
     )
     found = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1

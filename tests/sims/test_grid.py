@@ -1,7 +1,7 @@
 import threading
 
 import pytest
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from coordinator.wire.channel import COORDINATOR
@@ -42,7 +42,7 @@ def order(node_id, word="hello"):
     return Message(content, node_id, MessageType.TRAIN, group_id="1")
 
 
-NODES = {2: {"site": "anna"}, 3: {"site": "berta"}}
+NODES: dict[int, UserConfig] = {2: {"site": "anna"}, 3: {"site": "berta"}}
 
 
 @pytest.fixture

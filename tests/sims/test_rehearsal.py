@@ -2,10 +2,10 @@ import os
 
 import pytest
 
+from coordinator.config import EXCHANGE_VARIABLE, HOME_VARIABLE
 from coordinator.errors import ConfigError, QuorumError
 from coordinator.ledger.states import RunState
 from coordinator.ledger.store import open_ledger
-from coordinator.server_app import EXCHANGE_VARIABLE, HOME_VARIABLE
 from participant.budget import SiteBudget
 from participant.config import load_site
 from sims.rehearsal import rehearse
