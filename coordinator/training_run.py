@@ -338,7 +338,11 @@ class TrainingRun:
 
     def _mean(self, plan: RoundPlan, summation: Summation) -> MeanContribution:
         try:
-            return unpack_sum(summation.result.values, update_range=plan.update_range)
+            return unpack_sum(
+                summation.result.integers,
+                step=1.0 / summation.result.scale,
+                update_range=plan.update_range,
+            )
         except ValueError as error:
             raise AggregationError(
                 f"Run {plan.run_id}, round {plan.round}: {error} The attempt is aborted."

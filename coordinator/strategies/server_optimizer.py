@@ -52,7 +52,7 @@ class ServerOptimizer:
         Args:
             round_number: 1 for the first round; the bias correction of the adaptive optimisers counts rounds.
             base: weights that the sites started from [P].
-            change: weighted mean of the sites' changes [P].
+            change: weighted mean of the sites' changes [P]; overwritten, its memory becomes the result's.
 
         Raises:
             AggregationError: the result is not finite; the moments are as before.
@@ -61,7 +61,7 @@ class ServerOptimizer:
             raise AggregationError(
                 f"Round {round_number}: a change of shape {change.shape} does not fit weights of shape {base.shape}."
             )
-        weights = np.empty_like(change)
+        weights = change
         moments = {} if self._spec.name == "fedavg" else {m: np.empty_like(change) for m in MOMENTS}
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
             for start in range(0, change.size, BLOCK):

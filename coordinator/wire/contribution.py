@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 EXTRA_COORDINATES = 2
+BLOCK = 1 << 20
 LOSS_CAP = 4.0
 """Largest loss that one patient can contribute; a coin flip costs ln 2 = 0.69."""
 LOSS_GRID = 64
@@ -65,16 +66,29 @@ def pack_contribution(
     return vector
 
 
-def unpack_sum(total: NDArray[np.float64], *, update_range: float) -> MeanContribution:
+def unpack_sum(
+    total: NDArray[np.float64] | NDArray[np.int32], *, update_range: float, step: float = 1.0
+) -> MeanContribution:
     """The weighted mean behind a summed contribution.
+
+    Args:
+        total: the sum [P + 2], in units of `step`. A vector of int32 is overwritten: the mean takes its memory.
+        update_range: as in `pack_contribution`.
+        step: what 1 in `total` stands for.
 
     Raises:
         ValueError: no weight in the sum (noise may make it so when sites are tiny), or numbers that are not finite.
     """
-    weight, loss = float(total[-2]), float(total[-1])
-    if not np.isfinite(total).all() or weight <= 0:
+    weight, loss = float(total[-2]) * step, float(total[-1]) * step
+    is_finite = bool(np.isfinite(total).all())
+    if not is_finite or weight <= 0:
         raise ValueError(
-            f"The sum cannot be averaged: summed weight {weight}, all finite: {bool(np.isfinite(total).all())}."
+            f"The sum cannot be averaged: summed weight {weight}, all finite: {is_finite}."
         )
-    change = (total[:-EXTRA_COORDINATES] * (update_range / weight)).astype(np.float32)
+    values = total[:-EXTRA_COORDINATES]
+    in_place = values.dtype == np.int32
+    change = values.view(np.float32) if in_place else np.empty(values.shape, np.float32)
+    for start in range(0, values.size, BLOCK):
+        block = slice(start, start + BLOCK)
+        change[block] = values[block] * (step * update_range / weight)
     return MeanContribution(change=change, weight=weight, loss=LOSS_CAP * loss / weight)

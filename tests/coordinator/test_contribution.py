@@ -85,3 +85,13 @@ def test_a_sum_without_a_positive_weight_is_refused(weight):
 def test_a_sum_that_is_not_finite_is_refused(poison):
     with pytest.raises(ValueError, match="all finite: False"):
         unpack_sum(np.array([poison, 0.5, 0.0]), update_range=1.0)
+
+
+def test_integers_become_the_mean_in_their_own_memory():
+    step = 2.0**-20
+    total = np.rint(packed().astype(np.float64) / step).astype(np.int32)
+    expected = unpack_sum(total * step, update_range=1.0)
+    mean = unpack_sum(total, update_range=1.0, step=step)
+    assert (mean.change == expected.change).all()
+    assert mean.weight == expected.weight
+    assert np.shares_memory(mean.change, total)

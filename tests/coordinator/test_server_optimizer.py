@@ -52,14 +52,14 @@ def reply(weights):
 def our_weights(optimizer, changes=CHANGES, *, base=BASE, first=1):
     seen = []
     for number, change in enumerate(changes, start=first):
-        base = optimizer.step(round_number=number, base=base, change=change)
+        base = optimizer.step(round_number=number, base=base, change=change.copy())
         seen.append(base)
     return seen
 
 
 def test_fedavg_takes_the_mean_as_it_is():
     optimizer = ServerOptimizer(ServerOptimizerSpec(name="fedavg"))
-    weights = optimizer.step(round_number=1, base=BASE, change=CHANGES[0])
+    weights = optimizer.step(round_number=1, base=BASE, change=CHANGES[0].copy())
     assert (weights == BASE + CHANGES[0]).all()
     assert optimizer.state() == {}
 
@@ -89,7 +89,7 @@ def test_a_resumed_optimiser_goes_on_to_the_same_bits(name, tmp_path):
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_a_change_that_is_not_finite_is_refused_and_pollutes_no_moment(name, poison):
     optimizer = ServerOptimizer(ServerOptimizerSpec(name=name))
-    base = optimizer.step(round_number=1, base=BASE, change=CHANGES[0])
+    base = optimizer.step(round_number=1, base=BASE, change=CHANGES[0].copy())
     before = optimizer.state()
     bad = CHANGES[1].copy()
     bad[7] = poison
@@ -123,7 +123,7 @@ def test_a_step_beyond_float32_is_refused(name):
 def test_a_change_of_another_length_is_refused():
     optimizer = ServerOptimizer(ServerOptimizerSpec())
     with pytest.raises(AggregationError, match="does not fit"):
-        optimizer.step(round_number=1, base=BASE, change=CHANGES[0][:-1])
+        optimizer.step(round_number=1, base=BASE, change=CHANGES[0].copy()[:-1])
 
 
 @pytest.mark.parametrize(
