@@ -34,6 +34,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Drives the run that the run configuration names."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # it would log every block of every mean
     home = CoordinatorHome(folder=_home())
     config = load_config(home)
     exchange = os.environ.get(EXCHANGE_VARIABLE, f"127.0.0.1:{config.exchange_port}")

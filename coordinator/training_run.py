@@ -15,17 +15,17 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from coordinator.cohort import Cohort
 from coordinator.errors import AggregationError, QuorumError, RoundError
 from coordinator.ledger.records import (
     Lease,
@@ -57,7 +57,7 @@ from coordinator.wire.channel import (
 )
 from coordinator.wire.contribution import MeanContribution, unpack_sum
 from coordinator.wire.plan import RoundPlan, SignedPlan, session_name, sign_plan
-from coordinator.wire.records import MAX_SITES, RoundTask, encode_task
+from coordinator.wire.records import RoundTask
 from model.build import build_model
 from model.parameters import model_to_vector, read_model, save_model
 from privacy.secagg.errors import MessageRefused, SumImpossible
@@ -66,7 +66,6 @@ from privacy.secagg.secure_sum import coordinator_part
 
 log = logging.getLogger(__name__)
 
-ONLINE_POLL_SECONDS = 0.25
 TICKET_BYTES = 32
 AttemptFailure = (RoundError, SumImpossible, MessageRefused, ChannelClosed)
 """What ends an attempt and not the run."""
@@ -109,7 +108,8 @@ class TrainingRun:
             signing_key: signs plans.
         """
         self._spec, self._lease, self._run_id = spec, lease, lease.run_id
-        self._ledger, self._checkpoints, self._grid = ledger, checkpoints, grid
+        self._ledger, self._checkpoints = ledger, checkpoints
+        self._cohort = Cohort(grid=grid, ledger=ledger, spec=spec, run_id=lease.run_id)
         self._sessions, self._connect, self._key = sessions, connect, signing_key
 
     def drive(self) -> None:
@@ -197,7 +197,7 @@ class TrainingRun:
             run_id=self._run_id,
             number=number,
             attempt=attempt,
-            cohort=tuple(self._wait_for_sites()),
+            cohort=self._cohort.wait(),
             base_model=base.sha256,
             base_model_bytes=base.bytes,
             parameters=base.weights.size,
@@ -223,8 +223,9 @@ class TrainingRun:
         )
         progress = open_round(RoundProgress(plan=plan))
         started = time.monotonic()
-        with self._session(plan, signed) as channel:
-            summation = self._sum(plan, signed, channel)
+        members = self._cohort.members(plan)
+        with self._session(plan, signed, members) as channel:
+            summation = self._sum(plan, signed, members, channel)
             progress = begin_aggregation(progress, summation.result.sites)
             mean = self._mean(plan, summation)
             weights = optimizer.step(round_number=plan.round, base=base.weights, change=mean.change)
@@ -252,9 +253,11 @@ class TrainingRun:
         return following, optimizer
 
     @contextmanager
-    def _session(self, plan: RoundPlan, signed: SignedPlan) -> Iterator[Channel]:
+    def _session(
+        self, plan: RoundPlan, signed: SignedPlan, members: Mapping[str, Site]
+    ) -> Iterator[Channel]:
         """The coordinator's channel while the attempt lasts; if it fails, the sites hear why before they are left."""
-        with self._open_session(plan, signed) as channel:
+        with self._open_session(plan, signed, members) as channel:
             try:
                 yield channel
             except AttemptFailure as error:
@@ -263,14 +266,10 @@ class TrainingRun:
                 self._sessions.close_session(plan.session_id, reason=reason)
                 raise
 
-    def _open_session(self, plan: RoundPlan, signed: SignedPlan) -> Channel:
+    def _open_session(
+        self, plan: RoundPlan, signed: SignedPlan, members: Mapping[str, Site]
+    ) -> Channel:
         """Opens the attempt's session, records the attempt as open, and asks the cohort; the coordinator's channel."""
-        members = {site.name: site for site in self._ledger.sites.members()}
-        if revoked := [name for name in plan.cohort if name not in members]:
-            raise QuorumError(
-                f"{', '.join(revoked)} ceased to be a member after the plan was made."
-            )
-        keys = {name: bytes.fromhex(members[name].signing_key) for name in plan.cohort}
         tickets = {name: secrets.token_bytes(TICKET_BYTES) for name in (*plan.cohort, COORDINATOR)}
         self._sessions.open_session(
             SessionSpec(
@@ -286,24 +285,16 @@ class TrainingRun:
         )
         channel = self._connect(ticket)
         self._ledger.rounds.open_attempt(self._lease, round=plan.round, attempt=plan.attempt)
-        # A list: Flower's grid goes over its messages twice.
-        tasks = [
-            Message(
-                encode_task(RoundTask(plan=signed, ticket=tickets[name], keys=keys)),
-                require_node(members[name]),
-                MessageType.TRAIN,
-                ttl=self._spec.timing.round_seconds,
-                group_id=str(plan.round),
-            )
-            for name in plan.cohort
-        ]
-        self._grid.push_messages(tasks)
+        keys = signing_keys(members)
+        tasks = {n: RoundTask(plan=signed, ticket=tickets[n], keys=keys) for n in plan.cohort}
+        self._cohort.ask(plan, tasks, members)
         return channel
 
-    def _sum(self, plan: RoundPlan, signed: SignedPlan, channel: Channel) -> Summation:
+    def _sum(
+        self, plan: RoundPlan, signed: SignedPlan, members: Mapping[str, Site], channel: Channel
+    ) -> Summation:
         """Drives the secure sum; if it fails, the ledger keeps how far every site had come."""
         where = {"round": plan.round, "attempt": plan.attempt}
-        keys = {s.name: bytes.fromhex(s.signing_key) for s in self._ledger.sites.members()}
         context = SumContext(
             run_id=plan.run_id,
             round=plan.round,
@@ -314,7 +305,7 @@ class TrainingRun:
         part = coordinator_part(
             plan.secure_sum,
             context=context,
-            keys={name: keys[name] for name in plan.cohort},
+            keys=signing_keys(members),
             spool_folder=self._checkpoints.folder,
         )
         driver = SumDriver(
@@ -348,36 +339,12 @@ class TrainingRun:
                 f"Run {plan.run_id}, round {plan.round}: {error} The attempt is aborted."
             ) from error
 
-    def _wait_for_sites(self) -> list[str]:
-        """Names of the enrolled sites that are online: all that were asked for, or a quorum after `join_seconds`.
-
-        Raises:
-            QuorumError: no quorum within `online_seconds`.
-        """
-        start = time.monotonic()
-        while True:
-            nodes = set(self._grid.get_node_ids())
-            online = [s.name for s in self._ledger.sites.members() if s.flower_node_id in nodes]
-            waited = time.monotonic() - start
-            if len(online) >= self._spec.sites or (
-                waited > self._spec.timing.join_seconds and len(online) >= self._spec.quorum
-            ):
-                return online[:MAX_SITES]
-            if waited > self._spec.timing.online_seconds:
-                raise QuorumError(
-                    f"Run {self._run_id}: {len(online)} sites online ({', '.join(online) or 'none'}) after {waited:.0f} s, "
-                    f'quorum {self._spec.quorum}. Ask the missing sites to start "participant run", then start the run again.'
-                )
-            time.sleep(ONLINE_POLL_SECONDS)
-
     def _store_model(self, weights: NDArray[np.float32]) -> BaseModel:
         path = save_model(self._checkpoints.folder, weights, self._spec.model, self._spec.table)
         self._checkpoints.require(path.stem)
         return BaseModel(sha256=path.stem, bytes=path.stat().st_size, weights=weights)
 
 
-def require_node(site: Site) -> int:
-    """The site's Flower node; a member is online only through one."""
-    if site.flower_node_id is None:
-        raise QuorumError(f"Site {site.name} has no Flower node. Is its agent running?")
-    return site.flower_node_id
+def signing_keys(members: Mapping[str, Site]) -> dict[str, bytes]:
+    """Raw Ed25519 public key of every member."""
+    return {name: bytes.fromhex(site.signing_key) for name, site in members.items()}

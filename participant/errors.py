@@ -102,7 +102,7 @@ class PolicyRefusal(ParticipantError):  # noqa: N818 - a decision
 class BudgetExhausted(ParticipantError):  # noqa: N818 - a decision
     """The contract of the data set has no room for the events asked; nothing was charged."""
 
-    def __init__(  # noqa: PLR0913 - the figures that a privacy statement must carry together
+    def __init__(
         self,
         *,
         data_set: str,

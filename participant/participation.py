@@ -1,9 +1,9 @@
 """A site's part in one attempt at a round, in the order it happens.
 
 1. verify the plan's signature, ask the site's own policy, pin the cohort's signing keys;
-2. join the exchange session and say hello, so that the coordinator knows who takes part;
+2. join the exchange session and say hello, so that the coordinator knows who takes part; fetch the base model by hash;
 3. charge the privacy budget, durably; only then touch a record;
-4. fetch the base model by its hash, train, and pass the result through the release gate;
+4. train, and pass the result through the release gate;
 5. the remaining legs of the secure sum: share, seal, confirm, release.
 A refusal in 1 or 3 is told to the coordinator as one sentence that holds no number computed from records, so that
 nobody waits; any other failure ends the attempt here, and the round goes on without this site.
@@ -15,7 +15,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from coordinator.wire.bundle import BUNDLE_SHA256
 from coordinator.wire.channel import (
@@ -103,13 +105,14 @@ class Participation:
             try:
                 self._require_acceptable(plan, task)
                 part = self._secure_sum_part(plan, task)
-                channel.send(to=COORDINATOR, kind=LEGS[0], payload=part.hello())
+                self._send(channel, LEGS[0], part.hello())
+                base = self._fetch_base(plan, channel)
                 charge = self._gate.charge(plan)
             except Refusal as refusal:
                 log.warning("refused: %s", refusal)
-                channel.send(to=COORDINATOR, kind=REFUSE, payload=str(refusal).encode())
+                self._send(channel, REFUSE, str(refusal).encode())
                 return "refused"
-            self._contribute(plan, channel, part, charge)
+            self._contribute(plan, channel, part, base, charge)
         return "counted"
 
     def _require_acceptable(self, plan: RoundPlan, task: RoundTask) -> None:
@@ -157,14 +160,35 @@ class Participation:
             journal=self._seals,
         )
 
-    def _contribute(
-        self, plan: RoundPlan, channel: Channel, part: SitePart, charge: Charge | None
-    ) -> None:
-        started = time.monotonic()
+    def _fetch_base(self, plan: RoundPlan, channel: Channel) -> NDArray[np.float32]:
+        """Weights of the plan's base model [P]; older models are removed, the coordinator keeps them all.
+
+        Raises:
+            PlanError: a file that is no model, or one of another shape than the plan's.
+        """
         path = channel.fetch_model(
             sha256=plan.base_model, size=plan.base_model_bytes, into=self._models
         )
-        base = read_model(path).vector
+        for other in self._models.glob("*.safetensors"):
+            if other != path:
+                other.unlink()
+        try:
+            stored = read_model(path)
+        except ValueError as error:
+            raise PlanError(f"The base model is not acceptable: {error}") from error
+        if stored.config != plan.model or stored.table_digest != plan.table.digest:
+            raise PlanError("The base model has another shape or table than the plan.")
+        return stored.vector
+
+    def _contribute(
+        self,
+        plan: RoundPlan,
+        channel: Channel,
+        part: SitePart,
+        base: NDArray[np.float32],
+        charge: Charge | None,
+    ) -> None:
+        started = time.monotonic()
         patients = self._gate.patients(plan, len(self._data.labels_N))
         vector = self._gate.contribution(
             plan,
@@ -178,7 +202,6 @@ class Participation:
             ),
             losses=lambda: clipped_losses(plan, self._data, base=base),
         )
-        self._forget_models(keep=path)
         receipt = self._receipt(plan, charge, seconds=time.monotonic() - started)
         self._send(channel, RECEIPT, encode_receipt(receipt))
         self._send(channel, "share", part.share(self._await(channel, plan, "share")))
@@ -218,9 +241,3 @@ class Participation:
             events="[]" if charge is None else f"[{','.join(map(event_to_json, charge.events))}]",
             training_seconds=seconds,
         )
-
-    def _forget_models(self, *, keep: Path) -> None:
-        """One base model is enough: the coordinator keeps them all."""
-        for path in self._models.glob("*.safetensors"):
-            if path != keep:
-                path.unlink()

@@ -21,7 +21,7 @@ from coordinator.config import load_config
 from coordinator.ledger.records import RunHistory
 from coordinator.ledger.states import ParticipationState
 from participant.health import read_status
-from participant.identity import IdentityFiles, load_node_key, open_home
+from participant.identity import load_node_key, open_home
 from participant.link import site_tls
 from sims.federation import RealFederation
 from sims.scenario import Scenario, load_scenario
@@ -90,6 +90,49 @@ class LegNote:
         return self.round, self.attempt
 
 
+class Enrolled:
+    """What can be done at the gateway with the keys of a site that has joined."""
+
+    def __init__(self, federation: RealFederation, site: str) -> None:
+        self._federation = federation
+        self._site = site
+        self._files = open_home(federation.folder / site)
+
+    def node_id(self) -> int:
+        """Flower's number for the site's node."""
+        with self._federation.ledger() as ledger:
+            member = ledger.sites.get(self._site)
+        assert member is not None
+        assert member.flower_node_id is not None
+        return member.flower_node_id
+
+    def call(
+        self,
+        path: str,
+        content: bytes = b"",
+        *,
+        node_key: ec.EllipticCurvePrivateKey | None = None,
+    ) -> httpx.Response:
+        """A call with the site's certificate, signed as a SuperNode signs it, with its node key or another one."""
+        key = node_key or load_node_key(self._files)
+        now = datetime.datetime.now(datetime.UTC).isoformat()
+        public = key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        signature = key.sign(now.encode(), ec.ECDSA(hashes.SHA256()))
+        headers = {
+            "flwr-public-key": b64encode(public).decode(),
+            "flwr-timestamp": now,
+            "flwr-signature": b64encode(signature).decode(),
+            "content-type": "application/protobuf",
+            "accept": "application/protobuf",
+        }
+        config = load_config(self._federation.coordinator_home)
+        url = f"https://{config.public_host}:{config.gateway_port}{path}"
+        with httpx.Client(verify=site_tls(self._files), trust_env=False, timeout=40) as client:
+            return client.post(url, content=content, headers=headers)
+
+
 class WatchedFederation(RealFederation):
     """A real federation whose sites note the legs that they enter and obey orders."""
 
@@ -141,43 +184,12 @@ class WatchedFederation(RealFederation):
         for site in sites:
             self.wait_dead(site)
         for site in sites:
-            request = DeactivateNodeRequest(node_id=self.node_id(site))
+            member = Enrolled(self, site)
+            request = DeactivateNodeRequest(node_id=member.node_id())
             # Refused where it is offline already.
-            self.fleet_call(site, "/v1/fleet/deactivate-node", request.SerializeToString())
+            member.call("/v1/fleet/deactivate-node", request.SerializeToString())
         for site in sites:
             self.start_site(site)
-
-    def node_id(self, site: str) -> int:
-        """Flower's number for the site's node."""
-        with self.ledger() as ledger:
-            member = ledger.sites.get(site)
-        assert member is not None
-        assert member.flower_node_id is not None
-        return member.flower_node_id
-
-    def fleet_call(
-        self,
-        site: str,
-        path: str,
-        content: bytes = b"",
-        *,
-        node_key: ec.EllipticCurvePrivateKey | None = None,
-    ) -> httpx.Response:
-        """A call at the gateway as the site, signed with its node key or another one."""
-        gateway = f"127.0.0.1:{load_config(self.coordinator_home).gateway_port}"
-        files = open_home(self.folder / site)
-        return fleet_call(gateway, files, path, content, node_key=node_key or load_node_key(files))
-
-    def heal(self) -> None:
-        """Starts whatever does not run, and waits until every site is online."""
-        if self.processes["coordinator"].poll() is not None:
-            self.start_coordinator()
-        for site in self.scenario.train:
-            for order in (self.folder / site / ORDERS).glob("*"):
-                order.unlink()
-            if self.processes[site].poll() is not None:
-                self.bring_back(site)
-        self.wait_online(*self.scenario.train)
 
     def descendants(self, name: str) -> list[psutil.Process]:
         """The processes that a site's agent or the coordinator has started, and what those have started."""
@@ -206,31 +218,6 @@ def find_process(processes: list[psutil.Process], program: str) -> psutil.Proces
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that have not ended."""
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-
-def fleet_call(
-    gateway: str,
-    files: IdentityFiles,
-    path: str,
-    content: bytes = b"",
-    *,
-    node_key: ec.EllipticCurvePrivateKey,
-) -> httpx.Response:
-    """A call at the gateway with a site's certificate, signed with a node key as a SuperNode signs it."""
-    now = datetime.datetime.now(datetime.UTC).isoformat()
-    public = node_key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    signature = node_key.sign(now.encode(), ec.ECDSA(hashes.SHA256()))
-    headers = {
-        "flwr-public-key": b64encode(public).decode(),
-        "flwr-timestamp": now,
-        "flwr-signature": b64encode(signature).decode(),
-        "content-type": "application/protobuf",
-        "accept": "application/protobuf",
-    }
-    with httpx.Client(verify=site_tls(files), trust_env=False, timeout=40) as client:
-        return client.post(f"https://{gateway}{path}", content=content, headers=headers)
 
 
 def states(history: RunHistory, round_number: int, attempt: int) -> dict[str, ParticipationState]:

@@ -1,9 +1,13 @@
-"""Hospitals that die by SIGKILL in mid-round, in every leg of the secure sum: first one of four, then two of four."""
+"""Hospitals that die by SIGKILL in mid-round, in every leg of the secure sum: first one of four, then two of four.
+
+At last one that was only frozen, and replies when the round has gone on without it.
+"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import psutil
 import pytest
 
 from coordinator.ledger.records import Attempt, RunHistory
@@ -17,15 +21,17 @@ from tests.end_to_end.federation_rig import (
     committed_models,
     counted,
     details,
+    frozen,
     states,
     timing,
     tiny_heart,
+    until,
 )
 from tests.end_to_end.recomputed_round import committed_from, contributions, stored_weights
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-ALONE, TOGETHER = "alone", "together"
+ALONE, TOGETHER, LATE = "alone", "together", "late"
 VICTIMS = ("switzerland", "va")
 VICTIM = VICTIMS[0]
 UNSEALED = ("hello", "share", "seal")
@@ -48,6 +54,10 @@ class Story:
     """In round 2, two sites died in several attempts, until they were left alive."""
     models_then: dict[str, dict[int, str]]
     """Leg -> what was committed when two sites died in it."""
+    before_late: RunHistory
+    """While a site that did not seal in round 1 was still frozen."""
+    late: RunHistory
+    """When that site had replied, and taken part again."""
 
     def death(self, run_id: str, leg: str, site: str = VICTIM) -> LegNote:
         """Where the site died."""
@@ -67,7 +77,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         federation.wait_online(*SITES)
         models_then = die_in_turn(federation, TOGETHER, VICTIMS, BELOW_QUORUM, from_round=2)
         together = federation.wait(TOGETHER, timeout_seconds=600)
-        yield Story(federation=federation, alone=alone, together=together, models_then=models_then)
+        before_late, late = reply_late(federation)
+        yield Story(
+            federation=federation,
+            alone=alone,
+            together=together,
+            models_then=models_then,
+            before_late=before_late,
+            late=late,
+        )
 
 
 def die_in_turn(
@@ -93,6 +111,31 @@ def die_in_turn(
             models_then[leg] = committed_models(ledger.history(run_id))
     federation.bring_back(*victims)
     return models_then
+
+
+def reply_late(federation: WatchedFederation) -> tuple[RunHistory, RunHistory]:
+    """The history when round 1 had committed without a frozen site, and that of the whole run."""
+    federation.order(VICTIM, "seal", "hold")
+    federation.request(LATE, spec=replace(federation.scenario.spec, rounds=4))
+    federation.wait_for_order(VICTIM, LATE, "seal", "hold")
+    agent = psutil.Process(federation.processes[VICTIM].pid)
+    with federation.ledger() as ledger, frozen([agent, *federation.descendants(VICTIM)]):
+        federation.withdraw(VICTIM, "seal")
+        until("round 1 commits", lambda: 1 in committed_models(ledger.history(LATE)))
+        before = ledger.history(LATE)
+    return before, federation.wait(LATE, timeout_seconds=600)
+
+
+def round_one(history: RunHistory) -> tuple[object, ...]:
+    """All that the ledger says of round 1."""
+    return (
+        [r for r in history.rounds if r.number == 1],
+        [a for a in history.attempts if a.round == 1],
+        [p for p in history.participations if p.round == 1],
+        [m for m in history.models if m.round == 1],
+        [c for c in history.charges if c.round == 1],
+        [m for m in history.metrics if m.round == 1],
+    )
 
 
 def attempt_at(history: RunHistory, where: tuple[int, int]) -> Attempt:
@@ -197,6 +240,21 @@ def test_a_round_that_was_aborted_commits_when_the_sites_are_back(story: Story) 
     assert distance(story, story.together, 2, SITES) < TOLERANCE
 
 
+def test_a_reply_after_the_commit_changes_nothing(story: Story) -> None:
+    legs = [n.leg for n in story.federation.notes(VICTIM, LATE) if n.where == (1, 1)]
+
+    assert legs == ["hello", "share", "seal"]
+    assert states(story.late, 1, 1)[VICTIM] is ParticipationState.LOST
+    assert set(counted(story.late, 1, 1)) == set(SITES) - {VICTIM}
+    assert round_one(story.late) == round_one(story.before_late)
+
+
+def test_a_site_that_replied_late_takes_part_again(story: Story) -> None:
+    last = story.late.attempts[-1]
+
+    assert set(counted(story.late, last.round, last.attempt)) == set(SITES)
+
+
 def test_no_site_releases_twice_in_an_attempt(story: Story) -> None:
     releases = [
         (site, note.run, note.where)
@@ -211,7 +269,9 @@ def test_no_site_releases_twice_in_an_attempt(story: Story) -> None:
 
 def test_the_coordinator_keeps_the_committed_models_and_nothing_else(story: Story) -> None:
     committed = {
-        model.sha256 for history in (story.alone, story.together) for model in history.models
+        model.sha256
+        for history in (story.alone, story.together, story.late)
+        for model in history.models
     }
     kept = {path.name for path in story.federation.coordinator_home.models.iterdir()}
 

@@ -149,6 +149,13 @@ def test_the_attempt_under_way_is_aborted_and_another_one_commits(story: Story, 
     assert attempts[-1].state is RoundState.COMMITTED
 
 
+def test_a_round_survives_the_superlink(story: Story) -> None:
+    attempts = [a for a in story.history.attempts if a.round == KILL_IN_ROUND[SUPERLINK]]
+
+    assert [a.state for a in attempts] == [RoundState.COMMITTED]
+    assert counted(story.history, attempts[0].round, attempts[0].attempt) == SITES
+
+
 def test_nothing_outlives_a_coordinator_that_was_killed(story: Story) -> None:
     assert story.left_behind == []
 

@@ -240,16 +240,17 @@ def test_a_coordinator_that_falls_silent_ends_the_attempt_and_the_charge_stays(r
     assert len(rig.intents()) == 2
 
 
-def test_a_model_that_cannot_be_fetched_costs_one_charge_however_often_it_is_tried(rig):
-    path = rig.models / f"{rig.plan.base_model}.safetensors"
-    content = path.read_bytes()
-    path.unlink()
+def test_a_model_that_cannot_be_fetched_costs_nothing(rig):
+    (rig.models / f"{rig.plan.base_model}.safetensors").unlink()
     with rig.open_session(), pytest.raises(TransferError):
         rig.site.take_part(rig.task())
+    assert rig.intents() == []
+
+
+def test_a_charge_is_found_again_after_a_crash_and_never_made_twice(rig):
+    rig.site._gate.charge(rig.plan)
     charged = rig.intents()
-    # The process dies and comes back; a crash between charge and release refunds nothing and charges nothing anew.
-    path.write_bytes(content)
-    again = Participation(rig.home)
+    again = Participation(rig.home)  # the process died before anything was released, and came back
     again._gate.charge(rig.plan)
     assert rig.intents() == charged
 
