@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
+export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint fmt check bench clean
+.PHONY: help setup demo test test-fast lint fmt check hooks bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -21,7 +22,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 setup: $(VENV)/.ready ## make the virtual environment
 
-demo: setup ## the main job: a coordinator and four hospitals, as real processes on this machine
+demo: setup ## the main job: a coordinator and four hospitals as real processes; leaves demo-out/report.html
 	$(BIN)/sims demo --out demo-out
 
 test: setup ## all tests that this machine can run, real processes included
@@ -43,7 +44,10 @@ fmt: setup ## format and mend what ruff can mend
 
 check: lint test-fast ## what the commit hook runs
 
-bench: setup ## the benchmark of federated rounds
+hooks: ## run `make check` before every commit in this clone
+	git config core.hooksPath .githooks
+
+bench: setup ## federated rounds beside plain Flower's (minutes)
 	$(BIN)/sims bench rounds
 
 clean: ## remove the virtual environment and what the demo left

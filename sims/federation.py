@@ -27,6 +27,7 @@ from sims.scenario import Scenario
 from sims.site_home import LAX_POLICY, needs_lax_policy, put_data, set_contract
 
 COMMANDS = Path(sys.executable).parent
+LOOPBACK = "127.0.0.1"
 COMMAND_SECONDS = 120.0
 READY_SECONDS = 90.0
 STOP_SECONDS = 20.0
@@ -45,7 +46,7 @@ class RealFederation:
         folder: Path,
         scenario: Scenario,
         *,
-        host: str = "127.0.0.1",
+        host: str = LOOPBACK,
         prefixes: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         """Prepares; nothing is started before the context is entered.
@@ -53,7 +54,7 @@ class RealFederation:
         Args:
             folder: new or empty; receives `coordinator`, one folder per site, and `logs`.
             scenario: sites, tables and the run to request.
-            host: address that the coordinator listens on and sites dial.
+            host: address under which sites dial the coordinator; any but loopback makes it listen everywhere.
             prefixes: for "coordinator" or a site, words to put before its commands, such as `ip netns exec NAME`.
         """
         self.folder = folder
@@ -66,11 +67,12 @@ class RealFederation:
 
     def __enter__(self) -> Self:
         self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        bind = LOOPBACK if self._host == LOOPBACK else "0.0.0.0"  # noqa: S104 - as the README says
         try:
             self._command(
                 "coordinator",
                 *("coordinator", "init", "--home", str(self.coordinator_home.folder)),
-                *("--host", self._host, "--bind", self._host, *FREE_PORTS),
+                *("--host", self._host, "--bind", bind, *FREE_PORTS),
             )
             self.start_coordinator()
             with ThreadPoolExecutor() as together:
@@ -114,14 +116,6 @@ class RealFederation:
         while not self._is_ready():
             self._require_alive("coordinator", until)
             time.sleep(POLL_SECONDS)
-
-    def _is_ready(self) -> bool:
-        """Whether the coordinator that runs now has said so; one that was killed leaves its own word behind."""
-        try:
-            said = json.loads(self.coordinator_home.serve_file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):  # not there, or half written
-            return False
-        return bool(said["pid"] == self.processes["coordinator"].pid)
 
     def start_site(self, site: str) -> None:
         """Starts `participant run` of a site that has joined."""
@@ -224,6 +218,14 @@ class RealFederation:
         return os.fdopen(
             os.open(self._logs / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab"
         )
+
+    def _is_ready(self) -> bool:
+        """Whether the coordinator that runs now has said so; one that was killed leaves its own word behind."""
+        try:
+            said = json.loads(self.coordinator_home.serve_file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # not there, or half written
+            return False
+        return bool(said["pid"] == self.processes["coordinator"].pid)
 
     def _require_alive(self, name: str, until: float) -> None:
         if self.processes[name].poll() is not None or time.monotonic() > until:

@@ -67,15 +67,15 @@ class Story:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     legs = UNSEALED + SEALED
-    scenario = tiny_heart(
-        rounds=len(legs) + 3, spare_attempts=20, timing=timing(silence_seconds=10.0), **NO_DP
-    )
+    scenario = tiny_heart(spare_attempts=20, timing=timing(silence_seconds=8.0), **NO_DP)
     with WatchedFederation(tmp_path_factory.mktemp("deaths"), scenario) as federation:
         federation.wait_online(*SITES)
-        die_in_turn(federation, ALONE, (VICTIM,), legs, from_round=1)
+        die_in_turn(federation, ALONE, (VICTIM,), legs, from_round=1, rounds=len(legs) + 3)
         alone = federation.wait(ALONE, timeout_seconds=600)
         federation.wait_online(*SITES)
-        models_then = die_in_turn(federation, TOGETHER, VICTIMS, BELOW_QUORUM, from_round=2)
+        models_then = die_in_turn(
+            federation, TOGETHER, VICTIMS, BELOW_QUORUM, from_round=2, rounds=3
+        )
         together = federation.wait(TOGETHER, timeout_seconds=600)
         before_late, late = reply_late(federation)
         yield Story(
@@ -95,6 +95,7 @@ def die_in_turn(
     legs: Sequence[str],
     *,
     from_round: int,
+    rounds: int,
 ) -> dict[str, dict[int, str]]:
     """Requests the run and lets the victims die in each leg, and come back each time; what was committed each time."""
     models_then = {}
@@ -102,7 +103,7 @@ def die_in_turn(
         for victim in victims:
             federation.order(victim, leg, "die", from_round=from_round)
         if leg == legs[0]:
-            federation.request(run_id)
+            federation.request(run_id, spec=replace(federation.scenario.spec, rounds=rounds))
         else:
             federation.bring_back(*victims)
         for victim in victims:
