@@ -17,6 +17,9 @@ from sims.outcome import Outcome
 
 mpl.use("Agg")
 
+FROM_ZERO = ("epsilon", "MB")
+"""Plots in which a difference must not look larger than it is."""
+
 
 def print_outcome(outcome: Outcome, console: Console) -> None:
     """The run: quality and privacy by hospital, traffic and time."""
@@ -109,6 +112,8 @@ def _plot(label: str, lines: Mapping[str, Sequence[tuple[int, float | None]]]) -
             label=name,
             linewidth=2.5 if name == "all" else 1.2,
         )
+    if label in FROM_ZERO:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel("round")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)

@@ -15,7 +15,7 @@ import pytest
 
 from coordinator.ledger.records import RunHistory
 from coordinator.ledger.states import RoundState
-from participant.health import read_status
+from participant.health import SiteStatus, read_status
 from sims.federation import COMMANDS
 from tests.end_to_end.federation_rig import PATIENCE_SECONDS, WatchedFederation, counted, tiny_heart
 
@@ -139,8 +139,10 @@ class Story:
     history: RunHistory
     open_ports: set[str]
     """Addresses other than loopback at which the hospital away listened."""
-    link_in_the_cut: str | None
-    """What `participant status` said of the link at its end."""
+    before: SiteStatus
+    """What the hospital's agent knew of itself before the cut, at its end, and when the run was over."""
+    in_the_cut: SiteStatus
+    after: SiteStatus
 
 
 @pytest.fixture(scope="module")
@@ -166,21 +168,29 @@ def story(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             stderr=subprocess.DEVNULL,
         ) as training:
             federation.wait_for_order(AWAY, RUN, "seal", "hold")
+            before = status_of(federation)
             network.cut()
             federation.withdraw(AWAY, "seal")
             time.sleep(CUT_SECONDS)
-            status = read_status(federation.folder / AWAY / "run.json")
+            in_the_cut = status_of(federation)
             network.mend()
             said, _ = training.communicate(timeout=400)
-        assert status is not None
         with federation.ledger() as ledger:
             yield Story(
                 federation=federation,
                 answer=json.loads(said),
                 history=ledger.history(RUN),
                 open_ports=open_ports(federation),
-                link_in_the_cut=status.link,
+                before=before,
+                in_the_cut=in_the_cut,
+                after=status_of(federation),
             )
+
+
+def status_of(federation: WatchedFederation) -> SiteStatus:
+    status = read_status(federation.folder / AWAY / "run.json")
+    assert status is not None
+    return status
 
 
 def open_ports(federation: WatchedFederation) -> set[str]:
@@ -211,16 +221,14 @@ def test_the_round_waited_for_the_cut(story: Story) -> None:
 
 
 def test_the_site_says_that_the_coordinator_cannot_be_reached(story: Story) -> None:
-    assert story.link_in_the_cut is not None
-    assert COORDINATOR_ADDRESS in story.link_in_the_cut
-    assert "Check address and network" in story.link_in_the_cut
+    assert story.before.link is None
+    assert story.in_the_cut.link is not None
+    assert f"{COORDINATOR_ADDRESS}:" in story.in_the_cut.link
+    assert "Check address and network" in story.in_the_cut.link
 
 
 def test_a_cut_restarts_nothing_at_the_site(story: Story) -> None:
-    status = read_status(story.federation.folder / AWAY / "run.json")
-
-    assert status is not None
-    assert status.starts == {"supernode": 1, "executor": 1}
+    assert story.after.starts == story.before.starts
 
 
 def test_a_site_listens_on_loopback_alone(story: Story) -> None:
