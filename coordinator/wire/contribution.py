@@ -80,7 +80,7 @@ def unpack_sum(
         ValueError: no weight in the sum (noise may make it so when sites are tiny), or numbers that are not finite.
     """
     weight, loss = float(total[-2]) * step, float(total[-1]) * step
-    is_finite = bool(np.isfinite(total).all())
+    is_finite = total.dtype == np.int32 or bool(np.isfinite(total).all())
     if not is_finite or weight <= 0:
         raise ValueError(
             f"The sum cannot be averaged: summed weight {weight}, all finite: {is_finite}."

@@ -7,6 +7,7 @@ has a FLWR_HOME inside the benchmark's own folder. Leaving a measurement ends ev
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import httpx
 
+from sims.benchmarks.memory import process_tree
 from sims.benchmarks.plain_flower.task import TIMES_FILE, WORKLOAD_VARIABLE
 
 APP = Path(__file__).parent / "plain_flower"
@@ -160,7 +162,7 @@ def _environment(folder: Path, workload: Path, role: str) -> dict[str, str]:
 def _running(
     argv: Sequence[str], *, environment: dict[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The process and all that it starts in its process group, until the context is left."""
+    """The process and all that it starts, until the context is left."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             argv,
@@ -173,14 +175,30 @@ def _running(
     try:
         yield process
     finally:
+        # Flower detaches its SuperExec into a session of its own, where a signal to the group does not reach it.
+        handles = _handles(process.pid)
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        for handle in handles:
+            _end(handle)
+        process.wait()
+
+
+def _handles(root: int) -> list[int]:
+    """A handle of the process and of each of its descendants; unlike a process id, it never comes to mean another."""
+    handles = []
+    for process in process_tree(root):
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            handles.append(os.pidfd_open(process))
+    return handles
+
+
+def _end(handle: int) -> None:
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+    select.select([handle], [], [], STOP_SECONDS)  # readable when it has ended
+    os.close(handle)
 
 
 def _await_superlink(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
