@@ -177,7 +177,10 @@ class Launcher:
             return f"Flower calls it {found.status}. {found.details}" if found.has_ended else None
         if run.has_appeared:
             found = await self._superlink.find_run(run.flower_run_id)
-            return f"The ServerApp ended; Flower calls it {found.status}. {found.details}"
+            told = f" Flower says: {found.details}" if found.has_ended else ""
+            return (
+                f"The ServerApp ended; logs/serverapp.log in the coordinator's home says why.{told}"
+            )
         if now - run.started < APPEAR_SECONDS:
             return None
         self._children.restart(SUPEREXEC)

@@ -171,7 +171,9 @@ class Executor:
             if not isinstance(reply, Message):
                 raise TypeError(f"The app returned {type(reply).__name__}, not a Message.")
         except Exception as error:  # the edge of the app: whatever it raises must become a reply
-            logger.error("The app raised.", exc_info=error)
+            logger.error(
+                "The task ended with an error; this site's part in it is over.", exc_info=error
+            )
             text = f"{type(error).__name__} at the site; its log says more."
             code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
             return Outcome(

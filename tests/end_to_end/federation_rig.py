@@ -5,8 +5,8 @@ import datetime
 import json
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,12 @@ def timing(*, silence_seconds: float) -> dict[str, float]:
     }
 
 
-def tiny_heart(**changes: Any) -> Scenario:
-    """The heart scenario with four hospitals and a model of a few thousand weights."""
-    return load_scenario("heart", split_seed=0, **{**TINY, **changes})
+def tiny_heart(*, hospitals: Sequence[str] = SITES, **changes: Any) -> Scenario:
+    """The heart scenario with these hospitals, three at least, and a model of a few thousand weights."""
+    sites = {"sites": len(hospitals)}
+    scenario = load_scenario("heart", split_seed=0, **{**TINY, **sites, **changes})
+    tables = {site: scenario.train[site] for site in hospitals}
+    return replace(scenario, train=tables)
 
 
 def until(what: str, condition: Callable[[], Any], *, seconds: float = PATIENCE_SECONDS) -> Any:

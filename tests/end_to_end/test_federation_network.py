@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -148,17 +148,16 @@ class Story:
 @pytest.fixture(scope="module")
 def story(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("network")
-    heart = tiny_heart()
-    tables = {site: heart.train[site] for site in (*NEIGHBOURS, AWAY)}
+    heart = tiny_heart(hospitals=(*NEIGHBOURS, AWAY))
     run_file = folder / "run.toml"
     run_file.write_text(RUN_FILE.format(schema=heart.schema_path, patience=PATIENCE_SECONDS))
     inside = ("ip", "netns", "exec", network.coordinator)
     prefixes = dict.fromkeys(("coordinator", *NEIGHBOURS), inside)
     prefixes[AWAY] = ("ip", "netns", "exec", network.away)
     with WatchedFederation(
-        folder, replace(heart, train=tables), host=COORDINATOR_ADDRESS, prefixes=prefixes
+        folder, heart, host=COORDINATOR_ADDRESS, prefixes=prefixes
     ) as federation:
-        federation.wait_online(*tables)
+        federation.wait_online(*heart.train)
         federation.order(AWAY, "seal", "hold", from_round=CUT_ROUND)
         train = ("train", str(run_file), "--run-id", RUN, "--wait", "--json")
         home = ("--home", str(federation.coordinator_home.folder))

@@ -14,7 +14,6 @@ from participant.budget import SiteBudget, Spending
 from participant.config import load_site
 from sims.federation import COMMANDS
 from tests.end_to_end.federation_rig import (
-    SITES,
     LegNote,
     WatchedFederation,
     alive,
@@ -29,6 +28,7 @@ from tests.end_to_end.federation_rig import (
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 RUN = "restarts"
+SITES = ("cleveland", "hungarian", "va")
 HOLDER = "va"
 """The site that holds in mid-round, so that the round is under way when something is killed."""
 SERVER_APP, SUPERLINK, COORDINATOR = "flwr-serverapp", "flower-superlink", "coordinator"
@@ -68,7 +68,9 @@ def budget(federation: WatchedFederation, site: str) -> SiteBudget:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    scenario = tiny_heart(rounds=ROUNDS, spare_attempts=12, timing=timing(silence_seconds=20.0))
+    scenario = tiny_heart(
+        hospitals=SITES, rounds=ROUNDS, spare_attempts=12, timing=timing(silence_seconds=20.0)
+    )
     with WatchedFederation(tmp_path_factory.mktemp("restarts"), scenario) as federation:
         federation.wait_online(*SITES)
         left_behind: list[psutil.Process] = []

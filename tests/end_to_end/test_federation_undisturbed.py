@@ -42,6 +42,7 @@ FLEET = ("/v1/fleet/activate-node", "/v1/fleet/pull-messages", "/v1/fleet/push-m
 
 def scenario_with(scheme: str) -> Scenario:
     return tiny_heart(
+        hospitals=("cleveland", "hungarian", "va"),
         secure_sum={"scheme": scheme},
         timing=timing(silence_seconds=PATIENCE_SECONDS),
         **NO_DP,
