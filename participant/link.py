@@ -81,6 +81,7 @@ def _tls_cause(error: BaseException) -> ssl.SSLError | None:
         if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError):
             return None
         if isinstance(cause, ssl.SSLError):
-            return cause if cause.reason else None  # a link that was cut in mid-handshake names no reason
+            # A link that was cut in mid-handshake names no reason.
+            return cause if getattr(cause, "reason", None) else None
         cause = cause.__cause__ or cause.__context__
     return None
