@@ -18,7 +18,7 @@ GENERATED = re.compile(r"_pb2(_grpc)?\.py$")
 # `app` is what Flower bundles: a manifest and no code.
 OPEN_TO_PARTICIPANTS = {"coordinator.wire", "coordinator.app"}
 # Folders of one machine or of whoever wrote the code; documents may name a user's own paths.
-WORKPLACE = re.compile(r"/work/|/root/|/home/|/tmp/c/|/Users/")
+WORKPLACE = re.compile(r"/work/|/root/|/home/|/Users/")
 
 
 def modules():
