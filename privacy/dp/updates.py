@@ -1,10 +1,9 @@
 """The types that keep the order of a release: what training made, and what privacy it has.
 
-`ModelUpdate` -> `ClippedUpdate` -> `NoisedUpdate` -> `ProtectedUpdate`. With DP-SGD the first three steps happen inside
-training: every gradient is clipped and every sum is noised before it reaches the weights, so what training returns is
-already a `NoisedUpdate`, and a `ClippedUpdate` exists only as the gradient sum of a step (`privacy.dp.clipping`).
-Without privacy training returns a `ModelUpdate`, which only a policy that allows it may let go further. The
-`ProtectedUpdate` is made by the release of a site, where an update enters the secure sum.
+With DP-SGD clipping and noise happen inside training: every gradient is clipped and every sum is noised before it
+reaches the weights, so what training returns is already a `NoisedUpdate`. Without privacy training returns a
+`ModelUpdate`, which the release of a site lets go further only where the site's policy allows it. There the update
+becomes one vector of a secure sum, which seals it.
 
 Values never appear in a repr, so no log can hold them.
 """
