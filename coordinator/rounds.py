@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from coordinator.errors import TransitionError
 from coordinator.ledger.states import RoundState
 from coordinator.run_spec import RunSpec
-from coordinator.wire.contribution import EXTRA_COORDINATES
+from coordinator.wire.contribution import contribution_layout
 from coordinator.wire.plan import RoundPlan
 from privacy.secagg.plan import SumPlan, smallest_threshold
 
@@ -77,7 +77,6 @@ def plan_round(
     cohort: tuple[str, ...],
     base_model: str,
     base_model_bytes: int,
-    parameters: int,
     now: datetime,
 ) -> RoundPlan:
     """The plan of one attempt, derived from the run's request and the sites that are online."""
@@ -98,7 +97,7 @@ def plan_round(
         privacy=spec.privacy,
         secure_sum=SumPlan(
             scheme=spec.secure_sum.scheme,
-            dimension=parameters + EXTRA_COORDINATES,
+            dimension=contribution_layout(spec.model, spec.table, spec.privacy).dimension,
             max_sites=len(cohort),
             quorum=spec.quorum,
             threshold=sum_threshold(spec.secure_sum.scheme, len(cohort)),

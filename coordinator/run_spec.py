@@ -13,12 +13,11 @@ from pydantic.dataclasses import dataclass
 
 from coordinator.errors import ConfigError
 from coordinator.wire.channel import MAX_DEADLINE_SECONDS, MAX_SILENCE_SECONDS
-from coordinator.wire.contribution import LOSS_GRID
-from coordinator.wire.plan import PrivacyPlan, TrainingPlan
+from coordinator.wire.charges import side_events
+from coordinator.wire.plan import PrivacyPlan, TrainingPlan, distributed_problem
 from model.config import TIERS, ModelConfig
 from model.schema import TableSchema, load_schema
 from privacy.dp.accounting import calibrate_noise
-from privacy.dp.events import DiscreteLaplace, Event
 
 MAX_ROUND_SECONDS = MAX_DEADLINE_SECONDS - MAX_SILENCE_SECONDS
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -35,6 +34,8 @@ class ServerOptimizerSpec:
     beta_2: float = Field(default=0.99, ge=0, lt=1)
     tau: float = Field(default=1e-3, gt=0)
     """Added to the root of the second moment (Reddi et al. 2021, Alg. 2)."""
+    balance_rate: float = Field(default=0.01, ge=0, le=1)
+    """How far a round's released loads move the router's balance; only where loads are released."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -134,27 +135,13 @@ def _tier(name: str) -> ModelConfig:
     return TIERS[name]
 
 
-def charged_events(
-    privacy: PrivacyPlan, training: TrainingPlan, attempts: int
-) -> tuple[Event, ...]:
-    """All that a run may release about a patient besides the noisy gradients: one count, one loss per attempt."""
-    events: list[Event] = []
-    if privacy.count_epsilon > 0:
-        events.append(DiscreteLaplace(epsilon=privacy.count_epsilon))
-    if privacy.metric_epsilon > 0:
-        events.append(
-            DiscreteLaplace(epsilon=privacy.metric_epsilon, sensitivity=LOSS_GRID, count=attempts)
-        )
-    return tuple(events)
-
-
 def _calibrated(raw: dict[str, Any]) -> PrivacyPlan:
     """The privacy plan with the noise that makes the whole run cost `epsilon` and no more."""
     if not isinstance(raw["privacy"], dict):
         raise ValueError("Expected privacy to be a table.")
     fields = {"noise_multiplier": 0.0, **raw["privacy"]}
     plan = TypeAdapter(PrivacyPlan).validate_python(fields)
-    if plan.mechanism == "none":
+    if not plan.is_private:
         return TypeAdapter(PrivacyPlan).validate_python(
             {**fields, "epsilon": 0.0, "noise_multiplier": 0.0}
         )
@@ -165,9 +152,26 @@ def _calibrated(raw: dict[str, Any]) -> PrivacyPlan:
         delta=plan.delta,
         sample_rate=training.sample_rate,
         steps=training.local_steps * attempts,
-        others=charged_events(plan, training, attempts),
+        others=side_events(plan, attempts),
     )
-    return TypeAdapter(PrivacyPlan).validate_python({**fields, "noise_multiplier": noise})
+    return TypeAdapter(PrivacyPlan).validate_python(
+        {**fields, "noise_multiplier": _beside_loads(noise, plan.load_noise_multiplier)}
+    )
+
+
+def _beside_loads(noise: float, load_noise: float) -> float:
+    """Noise of the gradients with which they and the loads together cost what `noise` alone would.
+
+    The inverse squares of the multipliers add up (`privacy.dp.accounting.joint_noise_multiplier`).
+    """
+    if load_noise == 0.0:
+        return noise
+    if load_noise <= noise:
+        raise ValueError(
+            f"load_noise_multiplier={load_noise} must be above {noise:.4g}, the noise that epsilon asks for: the loads "
+            "would take the whole budget. Ten times as much costs half a percent."
+        )
+    return float((noise**-2 - load_noise**-2) ** -0.5)
 
 
 def _require_consistent(spec: RunSpec, path: Path) -> None:
@@ -179,15 +183,26 @@ def _require_consistent(spec: RunSpec, path: Path) -> None:
         raise ConfigError(
             f"{path}: a masked sum of one site hides nothing; quorum={spec.quorum} must be at least 2."
         )
-    if spec.privacy.mechanism != "none" and spec.privacy.count_epsilon <= 0:
+    if spec.privacy.is_private and spec.privacy.count_epsilon <= 0:
         raise ConfigError(
             f"{path}: count_epsilon={spec.privacy.count_epsilon} must be positive: a site's weight in the mean is its "
             f"number of patients, which is never released without noise."
         )
-    if spec.seed is not None and spec.privacy.mechanism != "none":
+    if spec.privacy.mechanism == "distributed-dp":
+        _require_distributable(spec, path)
+    if spec.seed is not None and spec.privacy.is_private:
         raise ConfigError(
             f"{path}: seed={spec.seed} with DP would make the noise predictable; remove the seed."
         )
+
+
+def _require_distributable(spec: RunSpec, path: Path) -> None:
+    """The noise of all sites meets in the sum of one step's gradients, and nowhere else."""
+    problem = distributed_problem(spec.privacy, spec.training, quorum=spec.quorum)
+    if spec.secure_sum.scheme != "mask":
+        problem = f'secure_sum scheme "{spec.secure_sum.scheme}" shows every site\'s share of the noise; use "mask"'
+    if problem:
+        raise ConfigError(f"{path}: {problem}.")
 
 
 def _merge(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,7 @@ from coordinator.wire.plan import RoundPlan, SignedPlan, session_name, sign_plan
 from coordinator.wire.records import RoundTask
 from model.build import build_model
 from model.parameters import model_to_vector, read_model, save_model
+from model.routing import balanced_bias
 from privacy.secagg.errors import MessageRefused, SumImpossible
 from privacy.secagg.protocol import SumContext
 from privacy.secagg.secure_sum import coordinator_part
@@ -200,7 +201,6 @@ class TrainingRun:
             cohort=self._cohort.wait(),
             base_model=base.sha256,
             base_model_bytes=base.bytes,
-            parameters=base.weights.size,
             now=datetime.now(UTC),
         )
 
@@ -229,6 +229,14 @@ class TrainingRun:
             progress = begin_aggregation(progress, summation.result.sites)
             mean = self._mean(plan, summation)
             weights = optimizer.step(round_number=plan.round, base=base.weights, change=mean.change)
+            if mean.loads is not None:
+                weights = balanced_bias(
+                    weights,
+                    mean.loads,
+                    self._spec.model,
+                    self._spec.table,
+                    self._spec.server.balance_rate,
+                )
             following = self._store_model(weights)
             moments = optimizer.state()
             model = NewModel(
@@ -329,11 +337,7 @@ class TrainingRun:
 
     def _mean(self, plan: RoundPlan, summation: Summation) -> MeanContribution:
         try:
-            return unpack_sum(
-                summation.result.integers,
-                step=1.0 / summation.result.scale,
-                update_range=plan.update_range,
-            )
+            return unpack_sum(plan, summation.result.integers, step=1.0 / summation.result.scale)
         except ValueError as error:
             raise AggregationError(
                 f"Run {plan.run_id}, round {plan.round}: {error} The attempt is aborted."

@@ -7,7 +7,7 @@ from torch import nn
 
 from model.config import ModelConfig
 from model.heads import BinaryHead
-from model.moe import GroupedLinear, Router
+from model.moe import GroupedLinear, Router, Routing
 from model.parameters import parameter_layout
 from model.schema import TableSchema
 from model.tokenizers import FeatureLinear, TabularEncoder
@@ -22,7 +22,8 @@ RESIDUAL_OUTPUTS = ("attention.output.weight", "moe.shared_down.weight", "moe.ro
 class TabularModel(nn.Module):
     """The tabular member of the shared mixture-of-experts model.
 
-    Every parameter belongs to a Linear, RMSNorm, FeatureLinear or GroupedLinear; there is no buffer.
+    Every parameter belongs to a Linear, RMSNorm, FeatureLinear or GroupedLinear, but for the frozen balance biases of
+    the routers, which training never touches; there is no buffer.
     """
 
     def __init__(self, config: ModelConfig, table: TableSchema) -> None:
@@ -34,9 +35,19 @@ class TabularModel(nn.Module):
 
     def forward(self, values_BC: torch.Tensor) -> torch.Tensor:
         """Log-odds of the positive class [B] for rows of values, NaN where missing; B may be 0."""
+        return self.logits_and_routing(values_BC)[0]
+
+    def logits_and_routing(
+        self, values_BC: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[Routing, ...]]:
+        """The logits [B] and the routing of each block; the last block routes the CLS token only."""
         encoding_BFW = self.encoder.encode(values_BC)
-        cls_BD = self.trunk(self.features(encoding_BFW))
-        return self.head(self.encoder.flatten(encoding_BFW), cls_BD)
+        cls_BD, routings = self.trunk(self.features(encoding_BFW))
+        return self.head(self.encoder.flatten(encoding_BFW), cls_BD), routings
+
+    def use_checkpointing(self, is_wanted: bool) -> None:
+        """Whether blocks are computed a second time on the way back instead of kept; the numbers are the same."""
+        self.trunk.is_checkpointing = is_wanted
 
     def use_noise_generator(self, generator: torch.Generator | None) -> None:
         """Draws the routing noise of training from `generator`; None is torch's default generator."""
@@ -70,10 +81,13 @@ def build_model(config: ModelConfig, table: TableSchema, *, seed: int) -> Tabula
 def _initialise(
     name: str, parameter: nn.Parameter, owner: nn.Module, layers: int, generator: torch.Generator
 ) -> None:
-    """Norms at 1, head at 0, others normal with variance 1 / inputs; what adds to the residual stream is scaled down."""
+    """Norms at 1, head and balance biases at 0, others normal with variance 1 / inputs.
+
+    What adds to the residual stream is scaled down.
+    """
     if isinstance(owner, nn.RMSNorm):
         parameter.fill_(1.0)
-    elif name.startswith("head."):
+    elif name.startswith("head.") or isinstance(owner, Router):
         parameter.zero_()
     else:
         # Of the slots of a column about two are not 0, whatever their number.

@@ -30,7 +30,7 @@ from model.schema import TableSchema
 if TYPE_CHECKING:
     from torch import nn
 
-FORMAT = "concord-model/1"
+FORMAT = "concord-model/2"
 MAX_HEADER_BYTES = 1 << 22
 MAX_PARAMETERS = 2_000_000_000
 FINITE_CHECK_NUMBERS = 1 << 18
@@ -208,6 +208,7 @@ def _parameter_shapes(config: ModelConfig, table: TableSchema) -> dict[str, tupl
         "attention_norm.weight": (width,),
         "moe.routed_down.weight": (experts, inner, width),
         "moe.routed_up.weight": (experts, width, 2 * inner),
+        "moe.router.balance_bias": (experts,),
         "moe.router.scores.weight": (experts, width),
         "moe.shared_down.weight": (width, inner),
         "moe.shared_up.weight": (2 * inner, width),

@@ -123,7 +123,7 @@ Column = NumericColumn | CategoryColumn
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TableSchema:
-    """A table of one row per patient or customer."""
+    """A table of records, each of one patient or customer."""
 
     name: str
     version: int

@@ -1,95 +1,80 @@
 """The file behind a site's privacy budget: SQLite, append-only, chained by hash, with a high-water mark beside it.
 
-- `budget.db`: one row of identity, one row per charge. Rollback journal and `synchronous = EXTRA`: what was committed
-  is on the disk, and the one file is the whole truth, so a copy of it is a backup.
-- `budget.high-water`: number and hash of the last charge seen, written after each commit. A file that has fewer
-  charges, or other ones, was restored from an old backup or rewritten.
-- Triggers forbid UPDATE, DELETE and INSERT OR REPLACE. Whoever drops them breaks the chain instead.
+- `budget.db`: one row of identity, one row per entry (`participant.budget_entries`). Rollback journal and
+  `synchronous = EXTRA`: what was committed is on the disk, and the one file is the whole truth, so a copy of it is a
+  backup.
+- `budget.high-water`: the newest entry that was seen (`participant.budget_mark`).
+- Triggers forbid UPDATE, DELETE, INSERT OR REPLACE, and a release without a charge. Whoever drops them breaks the chain
+  instead.
+- One writer at a time, over all processes. A process that is killed frees the lock and leaves whole entries or none.
 """
 
-import hashlib
-import json
 import os
 import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import astuple, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
 
-from participant.durable import sync_folder, write_durably
+from participant.budget_entries import (
+    CLOCK,
+    EPOCH,
+    Charge,
+    Declaration,
+    Entry,
+    History,
+    Identity,
+    Release,
+    Row,
+    entry_chain,
+    read_entry,
+)
+from participant.budget_mark import RESTORE, Mark, read_mark, require_mark, write_mark
+from participant.durable import sync_folder
 from participant.errors import BudgetError, DiskFullError
-from privacy.dp.events import Event, event_from_json, event_to_json
 
 APPLICATION_ID = 0x434F4E42  # "CONB"
-FILE_VERSION = 1
+FILE_VERSION = 2
 LOCK_SECONDS = 60.0
-MARK_NAME = "budget.high-water"
-MAX_MARK_BYTES = 4096
-CHAIN_LABEL = b"concord/budget-charge/v1\0"
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-RESTORE = "Restore budget.db and budget.high-water together from the newest backup; nothing is trained until then."
+COLUMNS = "number, kind, name, content, at_microseconds, chain"
 
 TABLES = """
 CREATE TABLE identity (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     data_set TEXT NOT NULL,
     unit TEXT NOT NULL,
-    adjacency TEXT NOT NULL
+    adjacency TEXT NOT NULL,
+    rdp_order REAL NOT NULL
 ) STRICT;
-CREATE TABLE charge (
+CREATE TABLE entry (
     number INTEGER PRIMARY KEY CHECK (number >= 1),
-    intent TEXT NOT NULL UNIQUE,  -- one charge per intent, whoever asks, however often
-    events TEXT NOT NULL,
-    epsilon_after REAL NOT NULL,
-    delta REAL NOT NULL,
-    contract_epsilon REAL NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('programme', 'charge', 'release', 'clock')),
+    name TEXT NOT NULL,
+    content TEXT NOT NULL,
     at_microseconds INTEGER NOT NULL,
-    chain BLOB NOT NULL CHECK (length(chain) = 32)
+    chain BLOB NOT NULL CHECK (length(chain) = 32),
+    UNIQUE (kind, name)  -- one charge and one release per intent, whoever asks, however often
 ) STRICT;
-CREATE TRIGGER charge_is_never_updated BEFORE UPDATE ON charge
-    BEGIN SELECT RAISE(ABORT, 'charges are never updated'); END;
-CREATE TRIGGER charge_is_never_deleted BEFORE DELETE ON charge
-    BEGIN SELECT RAISE(ABORT, 'charges are never deleted'); END;
-CREATE TRIGGER charge_follows_the_last BEFORE INSERT ON charge
-    WHEN NEW.number <> (SELECT COALESCE(MAX(number), 0) + 1 FROM charge)
-        OR EXISTS (SELECT 1 FROM charge WHERE intent = NEW.intent)  -- INSERT OR REPLACE fires no delete trigger
-    BEGIN SELECT RAISE(ABORT, 'charges are only appended'); END;
+CREATE TRIGGER entry_is_never_updated BEFORE UPDATE ON entry
+    BEGIN SELECT RAISE(ABORT, 'entries are never updated'); END;
+CREATE TRIGGER entry_is_never_deleted BEFORE DELETE ON entry
+    BEGIN SELECT RAISE(ABORT, 'entries are never deleted'); END;
+CREATE TRIGGER entry_follows_the_last BEFORE INSERT ON entry
+    WHEN NEW.number <> (SELECT COALESCE(MAX(number), 0) + 1 FROM entry)
+        OR EXISTS (SELECT 1 FROM entry WHERE kind = NEW.kind AND name = NEW.name)  -- REPLACE fires no delete trigger
+    BEGIN SELECT RAISE(ABORT, 'entries are only appended'); END;
+CREATE TRIGGER release_has_a_charge BEFORE INSERT ON entry
+    WHEN NEW.kind = 'release' AND NOT EXISTS (SELECT 1 FROM entry WHERE kind = 'charge' AND name = NEW.name)
+    BEGIN SELECT RAISE(ABORT, 'nothing is released without a charge'); END;
 CREATE TRIGGER identity_is_never_updated BEFORE UPDATE ON identity
     BEGIN SELECT RAISE(ABORT, 'identity is never updated'); END;
 CREATE TRIGGER identity_is_never_deleted BEFORE DELETE ON identity
     BEGIN SELECT RAISE(ABORT, 'identity is never deleted'); END;
 """
-TRIGGERS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """Whose budget the file is, and in which terms it counts."""
-
-    data_set: str
-    unit: str
-    adjacency: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Charge:
-    """One row: what was charged, and the total after it."""
-
-    number: int
-    intent: str
-    """What was charged for, for instance "<run>/<round>/<attempt>"; charged once."""
-    events: tuple[Event, ...]
-    epsilon_after: float
-    """Total of the data set with this charge, at `delta`, as reckoned when it was made."""
-    delta: float
-    contract_epsilon: float
-    """The contract's epsilon at that time."""
-    at: datetime
-    chain: bytes
-    """Hash over this row and the chain before it."""
+TRIGGERS = 6
 
 
 def create_budget_file(path: Path, identity: Identity) -> None:
@@ -100,9 +85,9 @@ def create_budget_file(path: Path, identity: Identity) -> None:
         DiskFullError: no room; nothing was made.
     """
     mark = read_mark(path)
-    if path.exists() or (mark is not None and mark[0] > 0):
+    if path.exists() or (mark is not None and mark.number > 0):
         problem = (
-            "exists already" if path.exists() else "is gone, but its high-water mark shows charges"
+            "exists already" if path.exists() else "is gone, but its high-water mark shows entries"
         )
         raise BudgetError(
             path=path, problem=f"{problem}; a data set gets one budget, once. {RESTORE}"
@@ -115,11 +100,8 @@ def create_budget_file(path: Path, identity: Identity) -> None:
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FILE_VERSION};"
             )
             connection.executescript(f"PRAGMA synchronous = EXTRA; BEGIN; {TABLES} COMMIT;")
-            connection.execute(
-                "INSERT INTO identity VALUES (1, ?, ?, ?)",
-                (identity.data_set, identity.unit, identity.adjacency),
-            )
-        write_mark(path, (0, b""))
+            connection.execute("INSERT INTO identity VALUES (1, ?, ?, ?, ?)", astuple(identity))
+        write_mark(path, Mark(number=0, chain=identity.chain))
         os.link(part, path)
         sync_folder(path.parent)
     except FileExistsError:
@@ -135,12 +117,12 @@ def create_budget_file(path: Path, identity: Identity) -> None:
 
 
 @contextmanager
-def budget_transaction(path: Path, identity: Identity) -> Iterator[sqlite3.Connection]:
-    """The file, verified and locked for writing; commits at the end, rolls back on any error.
+def budget_transaction(path: Path) -> Iterator[sqlite3.Connection]:
+    """The file, found to be whole and locked for writing; commits at the end, rolls back on any error.
 
     Raises:
-        BudgetError: missing, damaged, newer, of another data set, or locked for longer than `LOCK_SECONDS`.
-        DiskFullError: no room; nothing was charged.
+        BudgetError: missing, damaged, of another version, or locked for longer than `LOCK_SECONDS`.
+        DiskFullError: no room; nothing was written.
     """
     if not path.exists():
         raise BudgetError(
@@ -157,7 +139,7 @@ def budget_transaction(path: Path, identity: Identity) -> Iterator[sqlite3.Conne
             connection.execute("PRAGMA synchronous = EXTRA")
             connection.execute("BEGIN IMMEDIATE")
             try:
-                _require_ours(path, connection, identity)
+                _require_whole(path, connection)
                 yield connection
                 connection.execute("COMMIT")
             finally:
@@ -167,124 +149,125 @@ def budget_transaction(path: Path, identity: Identity) -> Iterator[sqlite3.Conne
         raise _translate(path, error) from error
 
 
-def read_charges(path: Path, connection: sqlite3.Connection) -> tuple[Charge, ...]:
-    """All charges, their chain recomputed and compared with the high-water mark.
+def read_history(path: Path, connection: sqlite3.Connection) -> History:
+    """Everything in the file, its chain recomputed and compared with the high-water mark.
 
     Raises:
-        BudgetError: a gap, an altered row, an unknown event, or fewer or other charges than the mark.
+        BudgetError: a gap, an altered entry, one that cannot stand in its place, or fewer or other entries than the mark.
     """
-    charges: list[Charge] = []
-    chain = b""
-    for row in connection.execute("SELECT * FROM charge ORDER BY number"):
-        number, intent, events, after, delta, contract, at, stored = row
-        chain = _chain(chain, row[:-1])
-        if number != len(charges) + 1 or chain != stored:
-            raise BudgetError(
-                path=path, problem=f"charge {len(charges) + 1} was altered or removed. {RESTORE}"
-            )
-        try:
-            parsed = tuple(event_from_json(text) for text in json.loads(events))
-        except ValueError as error:
-            raise BudgetError(
-                path=path,
-                problem=f"charge {number} cannot be reckoned: {error} Install the Concord that wrote it.",
-            ) from error
-        charges.append(
-            Charge(
-                number=number,
-                intent=intent,
-                events=parsed,
-                epsilon_after=after,
-                delta=delta,
-                contract_epsilon=contract,
-                at=EPOCH + timedelta(microseconds=at),
-                chain=chain,
-            )
+    (fields,) = connection.execute(
+        "SELECT data_set, unit, adjacency, rdp_order FROM identity"
+    ).fetchall()
+    identity = Identity(
+        data_set=fields[0], unit=fields[1], adjacency=fields[2], rdp_order=fields[3]
+    )
+    rows: list[Row] = []
+    entries: list[Entry] = []
+    previous, latest = identity.chain, 0
+    for number, kind, name, content, at, stored in connection.execute(
+        f"SELECT {COLUMNS} FROM entry ORDER BY number"  # noqa: S608 - a constant
+    ):
+        previous = entry_chain(
+            previous, number=number, kind=kind, name=name, content=content, at_microseconds=at
         )
-    _require_mark(path, charges)
-    return tuple(charges)
+        if number != len(rows) + 1 or previous != stored or (at < latest and kind != CLOCK):
+            raise BudgetError(
+                path=path, problem=f"entry {len(rows) + 1} was altered or removed. {RESTORE}"
+            )
+        row = Row(
+            number=number, kind=kind, name=name, content=content, at_microseconds=at, chain=stored
+        )
+        latest = at
+        rows.append(row)
+        entries.append(_read(path, row))
+    history = History(identity=identity, rows=tuple(rows), entries=tuple(entries))
+    _require_consistent(path, history)
+    require_mark(path, history)
+    return history
 
 
-def append_charge(
+def append_entry(
     connection: sqlite3.Connection,
-    previous: Charge | None,
+    history: History,
     *,
-    intent: str,
-    events: tuple[Event, ...],
-    epsilon_after: float,
-    delta: float,
-    contract_epsilon: float,
-) -> Charge:
-    """Adds the next charge; durable once the transaction has committed."""
-    at = datetime.now(UTC)
-    fields = (
-        previous.number + 1 if previous else 1,
-        intent,
-        json.dumps([event_to_json(event) for event in events]),
-        epsilon_after,
-        delta,
-        contract_epsilon,
-        (at - EPOCH) // timedelta(microseconds=1),
+    kind: str,
+    name: str,
+    content: str,
+    at: datetime,
+) -> History:
+    """The history with one more entry, which is durable once the transaction has committed."""
+    number = len(history.rows) + 1
+    microseconds = (at - EPOCH) // timedelta(microseconds=1)
+    row = Row(
+        number=number,
+        kind=kind,
+        name=name,
+        content=content,
+        at_microseconds=microseconds,
+        chain=entry_chain(
+            history.head,
+            number=number,
+            kind=kind,
+            name=name,
+            content=content,
+            at_microseconds=microseconds,
+        ),
     )
-    chain = _chain(previous.chain if previous else b"", fields)
-    connection.execute("INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*fields, chain))
-    return Charge(
-        number=fields[0],
-        intent=intent,
-        events=events,
-        epsilon_after=epsilon_after,
-        delta=delta,
-        contract_epsilon=contract_epsilon,
-        at=at,
-        chain=chain,
+    connection.execute(
+        f"INSERT INTO entry ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",  # noqa: S608 - a constant
+        astuple(row),
     )
+    entries = (*history.entries, read_entry(row))
+    return replace(history, rows=(*history.rows, row), entries=entries)
 
 
-def read_mark(path: Path) -> tuple[int, bytes] | None:
-    """Number and chain of the newest charge that was seen, from beside the budget; None without a mark.
+def raise_mark(path: Path, mark: Mark) -> None:
+    """Moves the high-water mark up to a committed entry, never down.
 
     Raises:
-        BudgetError: the mark cannot be read.
+        BudgetError: the mark is gone or cannot be read, or the file cannot be locked.
+        DiskFullError: no room; the entry stands, the mark stays where it was.
     """
+    with budget_transaction(path):
+        present = read_mark(path)
+        if present is None:
+            raise BudgetError(path=path, problem=f"its high-water mark is gone. {RESTORE}")
+        if present.number < mark.number:
+            write_mark(path, mark)
+
+
+def _read(path: Path, row: Row) -> Entry:
     try:
-        with path.with_name(MARK_NAME).open("rb") as file:
-            fields = json.loads(file.read(MAX_MARK_BYTES))
-        return int(fields["charges"]), bytes.fromhex(fields["chain"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return read_entry(row)
+    except (ValueError, TypeError) as error:
         raise BudgetError(
-            path=path.with_name(MARK_NAME), problem=f"cannot be read. {RESTORE}"
+            path=path,
+            problem=f"entry {row.number} cannot be reckoned: {error} Install the Concord that wrote it.",
         ) from error
 
 
-def write_mark(path: Path, mark: tuple[int, bytes]) -> None:
-    """Remembers the newest charge.
-
-    Raises:
-        DiskFullError: no room; the mark stays where it was.
-    """
-    text = json.dumps({"charges": mark[0], "chain": mark[1].hex()}).encode()
-    write_durably(path.with_name(MARK_NAME), (text,), replace=True)
-
-
-def _require_mark(path: Path, charges: list[Charge]) -> None:
-    mark = read_mark(path)
-    if mark is None:
-        raise BudgetError(path=path, problem=f"its high-water mark is gone. {RESTORE}")
-    number, chain = mark
-    if number > len(charges):
-        raise BudgetError(
-            path=path,
-            problem=f"holds {len(charges)} charges, but {number} were made: it was rolled back to an old copy. {RESTORE}",
-        )
-    if number > 0 and charges[number - 1].chain != chain:
-        raise BudgetError(
-            path=path, problem=f"charge {number} is not the one that was made. {RESTORE}"
-        )
+def _require_consistent(path: Path, history: History) -> None:
+    """Every release follows its charge, every charge of a programme its declaration."""
+    charged, declared = set[str](), set[str]()
+    for entry in history.entries:
+        match entry:
+            case Declaration():
+                declared.add(entry.programme.name)
+                is_in_place = True
+            case Charge():
+                charged.add(entry.intent)
+                is_in_place = entry.programme is None or entry.programme in declared
+            case Release():
+                is_in_place = entry.intent in charged
+            case _:
+                is_in_place = True
+        if not is_in_place:
+            raise BudgetError(
+                path=path, problem=f"entry {entry.number} lacks the one that it rests on. {RESTORE}"
+            )
 
 
-def _require_ours(path: Path, connection: sqlite3.Connection, identity: Identity) -> None:
+def _require_whole(path: Path, connection: sqlite3.Connection) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
@@ -299,41 +282,30 @@ def _require_ours(path: Path, connection: sqlite3.Connection, identity: Identity
     (triggers,) = connection.execute(
         "SELECT count(*) FROM sqlite_master WHERE type = 'trigger'"
     ).fetchone()
-    row = connection.execute("SELECT data_set, unit, adjacency FROM identity").fetchone()
-    if damage != "ok" or triggers != TRIGGERS or row is None:
+    (identities,) = connection.execute("SELECT count(*) FROM identity").fetchone()
+    if damage != "ok" or triggers != TRIGGERS or identities != 1:
         raise BudgetError(path=path, problem=f"is damaged, or its guards were removed. {RESTORE}")
-    found = Identity(data_set=row[0], unit=row[1], adjacency=row[2])
-    if found != identity:
-        raise BudgetError(
-            path=path,
-            problem=f"belongs to {found}; site.toml says {identity}. Name the right data set.",
-        )
-
-
-def _chain(previous: bytes, fields: tuple[object, ...]) -> bytes:
-    text = json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
-    return hashlib.sha256(CHAIN_LABEL + previous + text).digest()
 
 
 def _translate(path: Path, error: sqlite3.Error) -> BudgetError | DiskFullError:
     """SQLite's error in the site's terms. A transaction that failed was rolled back by SQLite, now or at next use."""
     code = getattr(error, "sqlite_errorname", "")
     if code == "SQLITE_FULL":
-        return DiskFullError(path=path, attempted="a charge to the privacy budget")
+        return DiskFullError(path=path, attempted="an entry of the privacy budget")
     if code.startswith("SQLITE_IOERR"):
         return BudgetError(
             path=path,
             problem=f"the disk refuses to read or write ({code}): it may be full, over a quota, or failing. Nothing was "
-            "charged; the same call works once the disk does.",
+            "written; the same call works once the disk does.",
         )
     if code.startswith("SQLITE_BUSY"):
         return BudgetError(
             path=path,
-            problem=f"another process has held it for over {LOCK_SECONDS:g} s. Nothing was charged; try again.",
+            problem=f"another process has held it for over {LOCK_SECONDS:g} s. Nothing was written; try again.",
         )
     if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
         return BudgetError(
             path=path,
-            problem=f"cannot be written ({code}). Nothing was charged; check its owner and mode.",
+            problem=f"cannot be written ({code}). Nothing was written; check its owner and mode.",
         )
     return BudgetError(path=path, problem=f"is damaged or no budget ({code or error}). {RESTORE}")

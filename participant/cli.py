@@ -4,7 +4,8 @@
     participant data check        does the site's table fit the published schema?
     participant run               take part, until stopped
     participant status            what the running agent does
-    participant budget show       what the data set's privacy budget has spent
+    participant budget show       what the data set's privacy budget has spent, and how far the rest reaches
+    participant certificate       what was guaranteed, signed; or check such a certificate
 
 Every command takes --home (or CONCORD_SITE_HOME) and --json. Results go to standard output, with --json as exactly one
 object; progress and problems go to standard error. Exit code 0: done; 1: it failed, and the text says what to do;
@@ -43,6 +44,7 @@ Home = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 HOME = Path("site-home")
+PICTURES = (".png", ".svg", ".pdf")
 
 
 @app.command()
@@ -138,29 +140,113 @@ def check_data(home: Home = HOME, as_json: AsJson = False) -> None:
 
 
 @budget.command("show")
-def show_budget(home: Home = HOME, as_json: AsJson = False) -> None:
-    """Show what the data set's privacy budget has spent, over all runs."""
+def show_budget(
+    home: Home = HOME,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw how it was used up into this file: .png, .svg or .pdf."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the data set's privacy budget has spent, over all runs, and how far the rest reaches."""
+    if plot is not None and plot.suffix not in PICTURES:
+        raise typer.BadParameter(f'"{plot.name}" does not end in {", ".join(PICTURES)}.')
+    # Imported here: the accountant takes seconds, and most commands do without it.
+    from participant.budget import SiteBudget
+    from participant.budget_report import BudgetReport, draw_budget, format_report, read_report
+
+    found: list[BudgetReport] = []
+
+    def work() -> dict[str, Any]:
+        budget = SiteBudget(home / "budget.db", load_site(home).budget)
+        report, history = read_report(budget)
+        found.append(report)
+        if plot is not None:
+            draw_budget(history, budget.contract, plot)
+        return report.to_fields()
+
+    _answer(work, lambda _: format_report(found[0]), as_json=as_json)
+
+
+@budget.command("accept-clock")
+def accept_clock(home: Home = HOME, as_json: AsJson = False) -> None:
+    """Vouch for this machine's clock, after entries were made under a clock that ran ahead. Stays in the budget file."""
     # Imported here: the accountant takes seconds, and most commands do without it.
     from participant.budget import SiteBudget
 
     def work() -> dict[str, Any]:
-        contract = load_site(home).budget
-        return asdict(SiteBudget(home / "budget.db", contract).spent())
+        now = SiteBudget(home / "budget.db", load_site(home).budget).accept_clock()
+        return {"accepted": now.isoformat()}
 
-    def show(spent: dict[str, Any]) -> str:
-        return (
-            f'Data set "{spent["data_set"]}": epsilon {spent["epsilon"]:.4f} of {spent["contract_epsilon"]:g} '
-            f"spent in {spent['charges']} charge(s), at delta {spent['delta']:g}, unit {spent['unit']}, "
-            f"adjacency {spent['adjacency']}."
+    _answer(work, lambda found: f"The clock was accepted: {found['accepted']}.", as_json=as_json)
+
+
+@app.command()
+def certificate(
+    home: Home = HOME,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File to write; certificate.json in the home by default."),
+    ] = None,
+    verify: Annotated[
+        Path | None, typer.Option("--verify", help="Check this certificate instead of writing one.")
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", help="With --verify: the site's public signing key in hex."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write what was guaranteed to the patients, signed by this site; anybody can recompute it offline."""
+    if verify is not None:
+        _verify(verify, key, as_json=as_json)
+        return
+    # Imported here: the accountant takes seconds, and most commands do without it.
+    from participant.certificate import write_certificate
+
+    path = out if out is not None else home / "certificate.json"
+
+    def work() -> dict[str, Any]:
+        is_printed = as_json and out is None
+        return write_certificate(home, load_site(home), None if is_printed else path)
+
+    _answer(
+        work,
+        lambda written: (
+            f'Certificate of data set "{written["statement"]["contract"]["data_set"]}" written to {path}, signed with key '
+            f'{written["public_key"]}.\nCheck it with "participant certificate --verify {path}".'
+        ),
+        as_json=as_json,
+    )
+
+
+def _verify(path: Path, key: str | None, *, as_json: bool) -> None:
+    # Imported here: the accountant takes seconds, and most commands do without it.
+    from participant.certificate import verify_certificate
+
+    found: list[bool] = []
+
+    def work() -> dict[str, Any]:
+        checks = [asdict(check) for check in verify_certificate(path, key=key)]
+        found.append(all(check["holds"] for check in checks))
+        return {"holds": found[0], "checks": checks}
+
+    def show(result: dict[str, Any]) -> str:
+        lines = (
+            f"{'holds' if check['holds'] else 'FAILS'}  {check['name']}: {check['found']}"
+            for check in result["checks"]
         )
+        return "\n".join(lines)
 
     _answer(work, show, as_json=as_json)
+    if not found[0]:
+        raise typer.Exit(1)
 
 
 def _describe(table: dict[str, Any]) -> str:
     return (
-        f"The table fits schema {table['schema']}: {table['rows']} rows, {table['columns']} columns, "
-        f"{table['missing_values']} missing values, {table['positive_labels']} positive labels"
+        f"The table fits schema {table['schema']}: {table['rows']} rows of {table['patients']} patients, "
+        f"{table['columns']} columns, {table['missing_values']} missing values, {table['positive_labels']} positive labels"
         f" ({table['ignored_columns']} other columns ignored). These counts stay here."
     )
 

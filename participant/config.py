@@ -5,9 +5,11 @@ it is read when the table is read and kept nowhere. Relative paths are relative 
 """
 
 import json
+import math
 import re
 import tomllib
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from string import Template
 from typing import Annotated, Literal, TypeVar
@@ -15,10 +17,14 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from participant.errors import ConfigError
+from participant.errors import ConfigError, ContractError
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 MAX_CONFIG_BYTES = 1 << 20
+WEAK_EPSILON = 8.0
+"""Contracts above it are accepted and called weak."""
+DELTA_SHARE = 10
+"""A contract's delta is at most one in this many times the number of patients."""
 
 SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
 Address = Annotated[
@@ -50,6 +56,9 @@ class DataSource:
     """Table or view to read, `name` or `schema.name`, for `database`."""
     query: str | None = None
     """One SELECT to read instead of a table, for `database`."""
+    patient_column: str | None = Field(default=None, min_length=1)
+    """Column that says whose record a row is, where a patient may have several; it is never sent and no input of the
+    model. Without it every row is a patient of its own."""
 
     def __post_init__(self) -> None:
         if self.kind != "database":
@@ -79,11 +88,70 @@ class BudgetContract:
     data_set: SiteName
     """Name of the data set; every job on the same patients uses the same name and the same budget file."""
     epsilon: float = Field(gt=0, le=100)
-    """Largest total epsilon, at `delta`."""
-    delta: float = Field(gt=0, lt=0.01)
+    """Largest total epsilon, at `delta`; above `WEAK_EPSILON` it is warned of."""
+    delta: float = Field(gt=1e-12, lt=0.01)
     """Probability with which the epsilon bound may fail; at most 1 / (10 * number of patients)."""
-    unit: Literal["patient"] = "patient"
+    unit: Literal["patient", "customer"] = "patient"
+    """Whose presence is protected: everything that the table holds about one of them counts as one."""
     adjacency: Literal["add-or-remove-one"] = "add-or-remove-one"
+    """Neighbouring tables differ by one unit, added or removed."""
+    rdp_order: float | None = Field(default=None, ge=1.125, le=1024)
+    """Order of the Renyi divergence in which charges are added up, written into the budget file when that is made and
+    never changed; None: the order that suits epsilon and delta."""
+    honest_sites: int = Field(default=1, ge=1, le=64)
+    """Where sites share the noise of a sum: how many sites, this one included, are trusted to add theirs."""
+    valid_until: date | None = None
+    """Last day (UTC) on which anything is charged; None: without end."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever answers for the records should know about the contract."""
+        if self.epsilon <= WEAK_EPSILON:
+            return ()
+        return (
+            f"The contract's epsilon of {self.epsilon:g} is weak: above {WEAK_EPSILON:g}, an attacker's odds about one "
+            f"{self.unit} may change by a factor of more than {math.exp(WEAK_EPSILON):.0f}.",
+        )
+
+
+def require_delta_fits(contract: BudgetContract, patients: int) -> None:
+    """Raises unless delta is at most 1 / (`DELTA_SHARE` * patients), before anything is charged or trained.
+
+    With a delta near 1 / patients, publishing one patient's whole record would count as private.
+
+    Raises:
+        ContractError: whose text holds no number; its local message holds them.
+    """
+    if contract.delta * DELTA_SHARE * patients > 1.0 + 1e-9:
+        raise ContractError(
+            problem='it does not fit the site\'s table. The administrator sees why with "participant data check"',
+            local_problem=f"delta = {contract.delta:g} is too large for {patients} {contract.unit}s: it may be "
+            f"1 / ({DELTA_SHARE} * {patients}) = {1.0 / (DELTA_SHARE * max(patients, 1)):.3g} at most. "
+            "Lower delta in site.toml",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainingSettings:
+    """How this site computes what a plan asks for; the promise is the same."""
+
+    dp_engine: Literal["bookkeeping", "opacus"] = "bookkeeping"
+    """What clips every patient's gradient: the installed engine (one backward pass), or Opacus (slower), whose code
+    another party wrote."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward and backward pass. bfloat16 is faster where the processor knows it, and noised by 2 % more."""
+    gradient_checkpointing: bool = False
+    """Compute each block twice instead of keeping it: less memory, more time."""
+    threads: int = Field(default=1, ge=1, le=1024)
+    """Processor threads."""
+
+    def __post_init__(self) -> None:
+        if self.dp_engine == "opacus" and (
+            self.precision != "float32" or self.gradient_checkpointing
+        ):
+            raise ValueError(
+                'dp_engine = "opacus" takes neither precision = "bfloat16" nor gradient_checkpointing'
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -99,10 +167,9 @@ class SiteConfig:
     in the same process, for rehearsals."""
     data: DataSource
     budget: BudgetContract
+    training: TrainingSettings = TrainingSettings()
     schema: Path = Path("schema.toml")
     """The consortium's published table schema."""
-    torch_threads: int = Field(default=1, ge=1, le=1024)
-    """Processor threads used for training."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
@@ -171,10 +238,9 @@ site = "$site"                  # name in the consortium, as in the certificate
 gateway = "$gateway"    # coordinator's gateway, host:port; only outbound connections are made
 exchange = "$exchange"   # coordinator's exchange, host:port; only outbound connections are made
 schema = "schema.toml"          # the consortium's published schema of the table
-torch_threads = 1               # processor threads used for training
 log_level = "info"              # debug, info, warning or error
 
-# The table: one row per patient, one column per column of the schema. Other columns are ignored and never read.
+# The table: one column per column of the schema. Other columns are ignored and never read.
 [data]
 kind = "csv"                    # csv (UTF-8, comma, header line), parquet or database
 path = "patients.csv"           # the file, for csv and parquet
@@ -183,13 +249,26 @@ path = "patients.csv"           # the file, for csv and parquet
 # url_file = "database.url"            # ... a file (chmod 600) that holds the URL with its password
 # table = "patients"                   # table or view (schema.name works too), or ...
 # query = "SELECT * FROM patients WHERE consent = 1"   # ... one SELECT
+# Without the next line every row counts as a patient of its own, and one with k rows is protected up to k times less.
+# patient_column = "patient_id"        # column that says whose record a row is; never sent, no input of the model
+
+# How this site computes; what is promised does not depend on it.
+[training]
+threads = 1                     # processor threads
+dp_engine = "bookkeeping"       # what clips every patient's gradient: bookkeeping (fast) or opacus
+precision = "float32"           # or bfloat16: faster on some processors, with 2 % more noise
+gradient_checkpointing = false  # true: less memory, more time
 
 # The privacy contract of this data set: a total over all runs, never per round. What is spent stands in budget.db,
 # which only grows. Delete neither that file nor budget.high-water.
 [budget]
 data_set = "$data_set"          # one name and one budget for every job on the same patients
-epsilon = 8.0                   # largest total epsilon
-delta = 1e-5                    # at most 1 / (10 * number of patients)
+epsilon = 8.0                   # largest total epsilon; above 8 is weak
+delta = 1e-5                    # at most 1 / (10 * number of patients); a larger one is refused
+unit = "patient"                # whose presence is protected: patient or customer
+# valid_until = 2027-12-31      # last day on which anything is charged
+# honest_sites = 2              # where sites share noise: how many, you included, are trusted to add theirs
+# rdp_order = 4.0               # how charges are added up; left out, it is chosen to suit. Fixed with the first run
 """)
 
 POLICY_TEMPLATE = Template("""\

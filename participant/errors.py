@@ -4,8 +4,10 @@
     ├── ConfigError        a file of the site's configuration cannot be used
     ├── DataError          the site's table does not fit the published schema
     ├── PolicyRefusal      the site's policy forbids what the coordinator asks
+    ├── ContractError      the privacy contract of the data set has ended, or does not fit the table
     ├── BudgetExhausted    the privacy contract of the data set has no room for what is asked
     ├── BudgetError        the budget file is missing, damaged, newer, rolled back or contradicted
+    ├── CertificateError   a file is no privacy certificate
     ├── OutboxError        what is stored to be sent is damaged, or contradicts what was stored before
     ├── DiskFullError      a durable write found no room; nothing was half written
     ├── EnrolmentError     joining a consortium failed
@@ -99,6 +101,21 @@ class PolicyRefusal(ParticipantError):  # noqa: N818 - a decision
         self.allowed = allowed
 
 
+class ContractError(ParticipantError):
+    """The privacy contract in `site.toml` allows nothing here; nothing was charged and no record was touched."""
+
+    def __init__(self, *, problem: str, local_problem: str | None = None) -> None:
+        super().__init__(f"The site's privacy contract: {problem}. Nothing was charged.")
+        self._local_problem = local_problem
+
+    @property
+    def local_message(self) -> str:
+        """The message with the numbers, which may depend on the table."""
+        if self._local_problem is None:
+            return str(self)
+        return f"The site's privacy contract: {self._local_problem}. Nothing was charged."
+
+
 class BudgetExhausted(ParticipantError):  # noqa: N818 - a decision
     """The contract of the data set has no room for the events asked; nothing was charged."""
 
@@ -107,27 +124,20 @@ class BudgetExhausted(ParticipantError):  # noqa: N818 - a decision
         *,
         data_set: str,
         intent: str,
-        spent: float,
-        after: float,
+        problem: str,
         epsilon: float,
         delta: float,
         unit: str,
         adjacency: str,
     ) -> None:
         super().__init__(
-            f'Privacy budget of data set "{data_set}": {intent} was refused and not charged. Spent so far: '
-            f"epsilon {spent:.4f}; with this: epsilon {after:.4f}; contract: epsilon {epsilon:g} "
-            f"(all at delta {delta:g}, unit {unit}, adjacency {adjacency}). Ask the coordinator for a plan with more "
-            "noise or fewer rounds, or have the contract in site.toml raised by whoever answers for the records."
+            f'Privacy budget of data set "{data_set}": {intent} was refused and not charged. {problem} Contract: epsilon '
+            f"{epsilon:g} (all at delta {delta:g}, unit {unit}, adjacency {adjacency}). Ask the coordinator for a plan "
+            "with more noise or fewer rounds, or have the contract in site.toml raised by whoever answers for the records."
         )
         self.data_set = data_set
         self.intent = intent
-        self.spent = spent
-        self.after = after
-        self.epsilon = epsilon
-        self.delta = delta
-        self.unit = unit
-        self.adjacency = adjacency
+        self.problem = problem
 
 
 class BudgetError(ParticipantError):
@@ -141,6 +151,10 @@ class BudgetError(ParticipantError):
     def local_message(self) -> str:
         """The message with the whole path."""
         return str(self).replace(self.path.name, str(self.path), 1)
+
+
+class CertificateError(ParticipantError):
+    """A file is no privacy certificate of a known form."""
 
 
 class OutboxError(ParticipantError):

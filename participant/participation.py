@@ -3,7 +3,7 @@
 1. verify the plan's signature, ask the site's own policy, pin the cohort's signing keys;
 2. join the exchange session and say hello, so that the coordinator knows who takes part; fetch the base model by hash;
 3. charge the privacy budget, durably; only then touch a record;
-4. train, and pass the result through the release gate;
+4. train, and pass the result through the release gate; the budget notes what leaves before it does;
 5. the remaining legs of the secure sum: share, seal, confirm, release.
 A refusal in 1 or 3 is told to the coordinator as one sentence that holds no number computed from records, so that
 nobody waits; any other failure ends the attempt here, and the round goes on without this site.
@@ -29,22 +29,29 @@ from coordinator.wire.channel import (
     TlsFiles,
 )
 from coordinator.wire.connect import open_channel
-from coordinator.wire.contribution import EXTRA_COORDINATES
+from coordinator.wire.charges import run_events
+from coordinator.wire.contribution import contribution_layout
 from coordinator.wire.plan import PlanError, RoundPlan, verify_plan
 from coordinator.wire.receipt import RoundReceipt, encode_receipt
 from coordinator.wire.records import RoundTask
-from model.parameters import parameter_count, read_model
+from model.parameters import read_model
 from model.schema import load_schema
 from participant.budget import SiteBudget
-from participant.budget_file import Charge
-from participant.config import load_site
+from participant.budget_entries import Charge
+from participant.config import load_site, require_delta_fits
 from participant.data import SiteData, load_table
-from participant.errors import BudgetExhausted, IdentityError, PolicyRefusal, RoundAborted
+from participant.errors import (
+    BudgetExhausted,
+    ContractError,
+    IdentityError,
+    PolicyRefusal,
+    RoundAborted,
+)
 from participant.identity import PeerKeys, load_coordinator_key, load_signing_key, open_home
 from participant.outbox import Outbox, StoredSeals
 from participant.policy import load_policy
-from participant.release import ReleaseGate, run_events
-from participant.training import clipped_losses, train_update, training_random
+from participant.release import ReleaseGate
+from participant.training import evaluate, train_update, training_random
 from privacy.dp.events import event_to_json
 from privacy.secagg.protocol import LEGS, SitePart, SumContext
 from privacy.secagg.secure_sum import site_part
@@ -52,7 +59,7 @@ from privacy.secagg.secure_sum import site_part
 log = logging.getLogger(__name__)
 
 REFUSE, RECEIPT, DONE = "refuse", "receipt", "done"
-Refusal = (PlanError, PolicyRefusal, BudgetExhausted, IdentityError)
+Refusal = (PlanError, PolicyRefusal, BudgetExhausted, ContractError, IdentityError)
 
 
 class Participation:
@@ -72,6 +79,7 @@ class Participation:
         self._models = home / "models"
         self._models.mkdir(mode=0o700, exist_ok=True)
         self._seals = StoredSeals(home / "seals")
+        require_delta_fits(self._config.budget, self._data.patients)
         self._budget = SiteBudget(home / "budget.db", self._config.budget)
         self._gate = ReleaseGate(
             site=self._config.site,
@@ -83,7 +91,7 @@ class Participation:
         self._peers = PeerKeys(self._files.peer_keys)
         self._signing_key = load_signing_key(self._files)
         self._coordinator_key = load_coordinator_key(self._files)
-        torch.set_num_threads(self._config.torch_threads)
+        torch.set_num_threads(self._config.training.threads)
 
     def take_part(self, task: RoundTask) -> str:
         """Takes part in the attempt that `task` names; the outcome in one word: counted or refused.
@@ -118,7 +126,7 @@ class Participation:
     def _require_acceptable(self, plan: RoundPlan, task: RoundTask) -> None:
         try:
             events = run_events(plan)
-            dimension = parameter_count(plan.model, plan.table) + EXTRA_COORDINATES
+            dimension = contribution_layout(plan.model, plan.table, plan.privacy).dimension
         except ValueError as error:
             raise PlanError(f"The plan contradicts itself: {error}") from error
         self._policy.require_permitted(
@@ -127,6 +135,7 @@ class Participation:
             bundle=BUNDLE_SHA256,
             schema=self._table.digest,
             run_events=events,
+            contract=self._config.budget,
             now=datetime.now(UTC),
         )
         if plan.secure_sum.dimension != dimension:
@@ -134,7 +143,7 @@ class Participation:
                 f"The plan contradicts itself: a sum of dimension={plan.secure_sum.dimension}, where its model and "
                 f"weight take {dimension}."
             )
-        if plan.privacy.mechanism == "dp-sgd" and plan.privacy.count_epsilon <= 0:
+        if plan.privacy.is_private and plan.privacy.count_epsilon <= 0:
             raise PlanError(
                 f"The plan contradicts itself: count_epsilon={plan.privacy.count_epsilon} pays for no count, and the "
                 "site's weight in the mean is a count."
@@ -189,7 +198,7 @@ class Participation:
         charge: Charge | None,
     ) -> None:
         started = time.monotonic()
-        patients = self._gate.patients(plan, len(self._data.labels_N))
+        patients = self._gate.patients(plan, self._data.patients)
         vector = self._gate.contribution(
             plan,
             patients=patients,
@@ -199,13 +208,16 @@ class Participation:
                 base=base,
                 patients=patients,
                 random=training_random(plan, self._config.site),
+                settings=self._config.training,
             ),
-            losses=lambda: clipped_losses(plan, self._data, base=base),
+            evaluate=lambda: evaluate(plan, self._data, base=base),
         )
         receipt = self._receipt(plan, charge, seconds=time.monotonic() - started)
         self._send(channel, RECEIPT, encode_receipt(receipt))
         self._send(channel, "share", part.share(self._await(channel, plan, "share")))
-        for chunk in part.seal(self._await(channel, plan, "seal"), vector):
+        sealing = self._await(channel, plan, "seal")
+        self._gate.spend(plan, vector)
+        for chunk in part.seal(sealing, vector):
             self._send(channel, "seal", chunk)
         self._send(channel, "confirm", part.confirm(self._await(channel, plan, "confirm")))
         self._send(channel, "release", part.release(self._await(channel, plan, "release")))
@@ -233,7 +245,7 @@ class Participation:
     def _receipt(self, plan: RoundPlan, charge: Charge | None, *, seconds: float) -> RoundReceipt:
         contract = self._config.budget
         return RoundReceipt(
-            epsilon_spent=0.0 if charge is None else charge.epsilon_after,
+            epsilon_spent=0.0 if charge is None else self._budget.spent().epsilon,
             epsilon_limit=contract.epsilon,
             delta=contract.delta,
             unit=contract.unit,

@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
-from coordinator.wire.plan import RoundPlan
-from participant.config import parse_toml
+from coordinator.wire.plan import RoundPlan, distributed_problem
+from participant.config import BudgetContract, parse_toml
 from participant.errors import PolicyRefusal
 from privacy.dp.accounting import epsilon_spent
 from privacy.dp.events import Event
@@ -65,6 +65,7 @@ class SitePolicy:
         bundle: str,
         schema: str,
         run_events: Sequence[Event],
+        contract: BudgetContract,
         now: datetime,
         epsilon_of: EpsilonOf = epsilon_spent,
     ) -> None:
@@ -77,6 +78,8 @@ class SitePolicy:
             schema: digest of this site's own table schema.
             run_events: what this site would be charged over the whole run, by its own reckoning of the plan; empty
                 without differential privacy.
+            contract: of the data set: the plan must speak of the same unit and adjacency, and trust no more sites to be
+                honest than the institution does.
             now: the time, with its zone.
             epsilon_of: the accountant.
 
@@ -87,12 +90,10 @@ class SitePolicy:
             *_identity_clauses(plan, self, site=site, bundle=bundle, schema=schema, now=now),
             *_secure_sum_clauses(plan, self),
             *_training_clauses(plan, self),
-            *_privacy_clauses(plan, self),
+            *_privacy_clauses(plan, self, contract),
         )
         _require_all(cheap, plan, site)
-        if (
-            plan.privacy.mechanism == "dp-sgd"
-        ):  # only now: the accountant takes seconds on absurd parameters
+        if plan.privacy.is_private:  # only now: the accountant takes seconds on absurd parameters
             _require_all(
                 _epsilon_clauses(plan, self, epsilon_of(run_events, plan.privacy.delta)), plan, site
             )
@@ -215,10 +216,10 @@ def _training_clauses(plan: RoundPlan, policy: SitePolicy) -> Iterator[_Clause]:
         is_kept=training.local_steps >= 1
         and 0 < training.sample_rate <= 1
         and training.learning_rate > 0
-        and training.proximal_mu >= 0,
+        and min(training.proximal_mu, training.balance_loss) >= 0,
         wanted=f"steps {training.local_steps}, sample rate {training.sample_rate:g}, learning rate "
-        f"{training.learning_rate:g}, proximal term {training.proximal_mu:g}",
-        allowed="steps of at least 1, a rate in (0, 1], a positive learning rate, a proximal term of at least 0",
+        f"{training.learning_rate:g}, proximal term {training.proximal_mu:g}, balance loss {training.balance_loss:g}",
+        allowed="steps of at least 1, a rate in (0, 1], a positive learning rate, no negative proximal term or balance loss",
     )
     yield _Clause(
         name="plan.contribution",
@@ -234,14 +235,16 @@ def _training_clauses(plan: RoundPlan, policy: SitePolicy) -> Iterator[_Clause]:
     )
 
 
-def _privacy_clauses(plan: RoundPlan, policy: SitePolicy) -> Iterator[_Clause]:
+def _privacy_clauses(
+    plan: RoundPlan, policy: SitePolicy, contract: BudgetContract
+) -> Iterator[_Clause]:
     """What the plan promises, before it is reckoned."""
-    privacy, is_private = plan.privacy, plan.privacy.mechanism == "dp-sgd"
+    privacy, is_private = plan.privacy, plan.privacy.is_private
     yield _Clause(
         name="require_dp",
         is_kept=is_private or not policy.require_dp,
         wanted='mechanism "none": training without differential privacy',
-        allowed='mechanism "dp-sgd"',
+        allowed='mechanism "dp-sgd" or "distributed-dp"',
     )
     yield _Clause(
         name="allow_fixed_seed",
@@ -259,12 +262,21 @@ def _privacy_clauses(plan: RoundPlan, policy: SitePolicy) -> Iterator[_Clause]:
         and 0 < privacy.delta < 1
         and privacy.clipping_norm > 0
         and privacy.noise_multiplier > 0
-        and privacy.count_epsilon >= 0
-        and privacy.metric_epsilon >= 0,
+        and min(privacy.count_epsilon, privacy.metric_epsilon, privacy.auc_epsilon) >= 0
+        and privacy.load_noise_multiplier >= 0,
         wanted=f"epsilon {privacy.epsilon:g}, delta {privacy.delta:g}, clipping norm {privacy.clipping_norm:g}, noise "
-        f"{privacy.noise_multiplier:g}, count {privacy.count_epsilon:g}, metric {privacy.metric_epsilon:g}",
-        allowed="positive epsilon, delta, clipping norm and noise; no negative epsilon of counts and metrics",
+        f"{privacy.noise_multiplier:g}, count {privacy.count_epsilon:g}, metrics {privacy.metric_epsilon:g} and "
+        f"{privacy.auc_epsilon:g}, loads {privacy.load_noise_multiplier:g}",
+        allowed="positive epsilon, delta, clipping norm and noise; nothing negative of counts, metrics and loads",
     )
+    yield _Clause(
+        name="plan.unit",
+        is_kept=(privacy.unit, privacy.adjacency) == (contract.unit, contract.adjacency),
+        wanted=f"unit {privacy.unit}, adjacency {privacy.adjacency}",
+        allowed=f"unit {contract.unit}, adjacency {contract.adjacency}, as the contract of the data set says",
+    )
+    if privacy.mechanism == "distributed-dp":
+        yield from _distributed_clauses(plan, contract)
     yield _Clause(
         name="max_delta",
         is_kept=privacy.delta <= policy.max_delta,
@@ -282,6 +294,23 @@ def _privacy_clauses(plan: RoundPlan, policy: SitePolicy) -> Iterator[_Clause]:
         is_kept=privacy.epsilon <= policy.max_epsilon,
         wanted=_statement(plan, privacy.epsilon),
         allowed=_statement(plan, policy.max_epsilon),
+    )
+
+
+def _distributed_clauses(plan: RoundPlan, contract: BudgetContract) -> Iterator[_Clause]:
+    """Whether the other sites' noise may be counted on."""
+    problem = distributed_problem(plan.privacy, plan.training, quorum=plan.quorum)
+    yield _Clause(
+        name="plan.distributed",
+        is_kept=not problem and plan.secure_sum.scheme != "plain",
+        wanted=problem or f'scheme "{plan.secure_sum.scheme}"',
+        allowed="one plain gradient step a round, under a secure sum that hides every site's vector",
+    )
+    yield _Clause(
+        name="budget.honest_sites",
+        is_kept=plan.privacy.honest_sites <= contract.honest_sites,
+        wanted=f"{plan.privacy.honest_sites} sites in the sum trusted to have added their noise",
+        allowed=f"at most {contract.honest_sites} (honest_sites in site.toml; this site is one of them)",
     )
 
 
@@ -311,7 +340,8 @@ def _require_all(
         if clause.name.startswith("plan."):
             remedy = "No policy allows this; the coordinator must send another plan."
         else:
-            remedy = f"The site's administrator may change {clause.name} in policy.toml; the coordinator may ask for less."
+            place = "site.toml" if clause.name.startswith("budget.") else "policy.toml"
+            remedy = f"The site's administrator may change {clause.name} in {place}; the coordinator may ask for less."
         raise PolicyRefusal(
             clause=clause.name,
             context=f'Run "{plan.run_id}", round {plan.round}, site "{site}"',

@@ -3,33 +3,55 @@
 For each attempt at a round, in this order:
 1. `charge`        the plan's cost is reserved in the site's budget, durably, before a record is touched;
 2. `patients`      the number of training patients: discrete Laplace, once per run, the same answer ever after;
-3. `contribution`  the trained update and the training loss become the one vector that enters the secure sum; it is
-                   stored in the outbox before it is sealed, and a retry seals the stored vector again;
-4. the secure sum seals the vector (`privacy.secagg`), once per attempt.
+3. `contribution`  the trained update with its expert loads, the training loss and the scores become the one vector that
+                   enters the secure sum; it is stored in the outbox before it is sealed, and a retry seals the stored
+                   vector again;
+4. `spend`         the budget remembers, durably, which bytes leave under the charge;
+5. the secure sum seals the vector (`privacy.secagg`), once per attempt.
 
 An update that was computed but never sealed has been seen by nobody: the next attempt from the same base model
 sends it without computing, and without charging, anew.
 """
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.wire.contribution import LOSS_CAP, LOSS_GRID, pack_contribution
+from coordinator.wire.charges import attempt_events, count_event, gradient_event, run_events
+from coordinator.wire.contribution import (
+    LABELS,
+    LOSS_CAP,
+    LOSS_GRID,
+    SCORE_BINS,
+    pack_contribution,
+)
 from coordinator.wire.plan import RoundPlan
-from participant.budget import SiteBudget
-from participant.budget_file import Charge
+from participant.budget import Programme, SiteBudget
+from participant.budget_entries import Charge
 from participant.errors import PolicyRefusal, RoundAborted
 from participant.outbox import Outbox, OutboxKey, StoredSeals
-from participant.policy import ROUNDING, SitePolicy
-from privacy.dp.accounting import epsilon_spent
-from privacy.dp.events import DiscreteLaplace, Event, SubsampledGaussian
-from privacy.dp.mechanisms import discrete_laplace
+from participant.policy import SitePolicy
+from privacy.dp.mechanisms import discrete_laplace, discrete_laplace_vector
 from privacy.dp.updates import ModelUpdate, NoisedUpdate
 from privacy.randomness import OsRandom
 from privacy.secagg.protocol import seal_key
+
+# U patients
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """How the base model does on the site's patients: private. `repr` shows none of it."""
+
+    losses_U: NDArray[np.float64] = field(repr=False)  # noqa: N815 - shape suffix
+    """Mean loss of each patient's records, in [0, LOSS_CAP]."""
+    scores_U: NDArray[np.float64] = field(repr=False)  # noqa: N815 - shape suffix
+    """Predicted probability for each patient's first record, in [0, 1]."""
+    labels_U: NDArray[np.float32] = field(repr=False)  # noqa: N815 - shape suffix
+    """Label of that record, 0 or 1."""
 
 
 class ReleaseGate:
@@ -55,26 +77,23 @@ class ReleaseGate:
         An unsealed update of an earlier attempt was paid for already: its charge is found again.
 
         Raises:
-            PolicyRefusal: the run has used up the epsilon that it was agreed for; nothing was charged.
-            BudgetExhausted: the contract has no room; nothing was charged.
+            BudgetExhausted: the contract has no room, or the run has used up what it declared; nothing was charged.
             BudgetError, DiskFullError: the budget cannot be trusted or written; no record may be touched.
             RoundAborted: this attempt was sealed before.
         """
-        if plan.privacy.mechanism == "none":
+        if not plan.privacy.is_private:
             return None
-        if plan.privacy.count_epsilon > 0:
-            self._budget.reserve(
-                f"{plan.run_id}/count", (DiscreteLaplace(epsilon=plan.privacy.count_epsilon),)
-            )
-        intent = f"{plan.run_id}/{plan.round}/{self._attempt_to_send(plan)}/{plan.base_model}"
-        self._require_within_run(plan, intent)
-        return self._budget.reserve(intent, attempt_events(plan))
+        run = Programme(name=plan.run_id, events=run_events(plan))
+        self._budget.reserve(_count_intent(plan), (count_event(plan.privacy),), programme=run)
+        return self._budget.reserve(
+            self._intent(plan), attempt_events(plan.privacy, plan.training), programme=run
+        )
 
     def patients(self, plan: RoundPlan, count: int) -> float:
         """The number of training patients as the rest of the world may know it, at least 1."""
-        if plan.privacy.mechanism == "none":
+        if not plan.privacy.is_private:
             return float(count)
-        key = OutboxKey(run_id=plan.run_id, name="count")
+        key = _count_key(plan)
         stored = self._outbox.get(key)
         if stored is None:
             noised = discrete_laplace(
@@ -90,7 +109,7 @@ class ReleaseGate:
         *,
         patients: float,
         train: Callable[[], ModelUpdate | NoisedUpdate],
-        losses: Callable[[], NDArray[np.float64]],
+        evaluate: Callable[[], Evaluation],
     ) -> NDArray[np.float32]:
         """The vector that this site adds to the secure sum: stored bytes if there are any, else computed and stored.
 
@@ -98,7 +117,7 @@ class ReleaseGate:
             plan: the round's plan, already charged.
             patients: as returned by `patients`.
             train: computes the update; called only if nothing was stored.
-            losses: computes the clipped loss of every patient [N]; likewise.
+            evaluate: judges the base model on every patient; likewise, and only if the plan releases a metric.
 
         Raises:
             ValueError: an update that is not finite; it is not sent.
@@ -110,58 +129,75 @@ class ReleaseGate:
         if stored is None:
             update = train()
             self._require_protected(plan, update)
+            loss_sum, counts = self._released_metrics(plan, evaluate)
             vector = pack_contribution(
+                plan,
                 change=update.values,
                 patients=patients,
-                loss_sum=self._released_loss(plan, losses),
-                update_range=plan.update_range,
-                weight_cap=plan.weight_cap,
+                loss_sum=loss_sum,
+                counts=counts,
+                loads=update.statistics,
             )
             self._outbox.put(key, vector.tobytes())
             return vector
         return np.frombuffer(stored, np.float32)
+
+    def spend(self, plan: RoundPlan, vector: NDArray[np.float32]) -> None:
+        """Writes into the budget, durably, that the vector and the count in it leave now.
+
+        Raises:
+            BudgetError: nothing was charged for it, or other bytes left under the charge before. Nothing may be sent.
+            DiskFullError: no room; nothing may be sent.
+        """
+        if not plan.privacy.is_private:
+            return
+        count = self._outbox.find(_count_key(plan))
+        if count is None:
+            raise RoundAborted(
+                f"Run {plan.run_id}, round {plan.round}: the noised number of patients is not in the outbox, where every "
+                "release is stored first. Nothing was sent; restore the outbox or start a new run."
+            )
+        self._budget.spend(_count_intent(plan), sha256=count.sha256)
+        digest = hashlib.sha256(vector.data).hexdigest()
+        self._budget.spend(self._intent(plan), sha256=digest)
 
     def finish(self, plan: RoundPlan) -> None:
         """Forgets the vectors of a round that the coordinator has committed; their digests stay."""
         for attempt in range(1, plan.attempt + 1):
             self._outbox.forget(self._update_key(plan, attempt))
 
-    def _require_within_run(self, plan: RoundPlan, intent: str) -> None:
-        """A run may cost what its plan says and the policy allows, however many attempts the contract has room for."""
-        charged = [c for c in self._budget.charges() if c.intent.startswith(f"{plan.run_id}/")]
-        if any(charge.intent == intent for charge in charged):
-            return
-        events = (*(e for charge in charged for e in charge.events), *attempt_events(plan))
-        total = epsilon_spent(events, plan.privacy.delta)
-        if not total <= plan.privacy.epsilon * ROUNDING:
-            raise PolicyRefusal(
-                clause="max_epsilon",
-                context=f"Run {plan.run_id}, round {plan.round}, site {self._site}",
-                wanted=f"another attempt, with which the run comes to epsilon {total:.4g}",
-                allowed=f"epsilon {plan.privacy.epsilon:g} (delta {plan.privacy.delta:g}, unit {plan.privacy.unit}, "
-                f"adjacency {plan.privacy.adjacency}), as the plan says of the run",
-                remedy="Nothing was charged. The attempts that the noise was calibrated for are used up: start a new run.",
+    def _released_metrics(
+        self, plan: RoundPlan, evaluate: Callable[[], Evaluation]
+    ) -> tuple[float, NDArray[np.int64] | None]:
+        """The summed loss, and the patients by label and score: exact without privacy, noised with it, or neither."""
+        privacy = plan.privacy
+        if privacy.is_private and privacy.metric_epsilon == 0 and privacy.auc_epsilon == 0:
+            return 0.0, None
+        found = evaluate()
+        counts = score_counts(found) if privacy.auc_epsilon > 0 else None
+        if not privacy.is_private:
+            return float(found.losses_U.sum()), counts
+        if counts is not None:
+            counts = discrete_laplace_vector(
+                counts, epsilon=privacy.auc_epsilon, sensitivity=1, random=self._noise
             )
-
-    def _released_loss(self, plan: RoundPlan, losses: Callable[[], NDArray[np.float64]]) -> float:
-        """The summed loss: exact without privacy, noised on a grid with it, 0 if the plan spends nothing on it."""
-        if plan.privacy.mechanism == "none":
-            return float(losses().sum())
-        if plan.privacy.metric_epsilon <= 0:
-            return 0.0
-        steps = int(np.rint(losses() * (LOSS_GRID / LOSS_CAP)).astype(np.int64).sum())
+        if privacy.metric_epsilon == 0:
+            return 0.0, counts
+        steps = int(np.rint(found.losses_U * (LOSS_GRID / LOSS_CAP)).astype(np.int64).sum())
         noised = discrete_laplace(
-            steps, epsilon=plan.privacy.metric_epsilon, sensitivity=LOSS_GRID, random=self._noise
+            steps, epsilon=privacy.metric_epsilon, sensitivity=LOSS_GRID, random=self._noise
         )
-        return noised * LOSS_CAP / LOSS_GRID
+        return noised * LOSS_CAP / LOSS_GRID, counts
 
     def _require_protected(self, plan: RoundPlan, update: ModelUpdate | NoisedUpdate) -> None:
         """Order of the release: a plain update passes only under a plan and a policy without privacy."""
-        if isinstance(update, NoisedUpdate) and set(update.events) <= set(attempt_events(plan)):
-            return
-        if (
+        privacy = plan.privacy
+        if isinstance(update, NoisedUpdate) and privacy.is_private:
+            if update.events == (gradient_event(privacy, plan.training),):
+                return
+        elif (
             isinstance(update, ModelUpdate)
-            and plan.privacy.mechanism == "none"
+            and not privacy.is_private
             and not self._policy.require_dp
         ):
             return
@@ -191,6 +227,10 @@ class ReleaseGate:
                 return attempt
         return plan.attempt
 
+    def _intent(self, plan: RoundPlan) -> str:
+        """What the vector that goes out now is charged under."""
+        return f"{plan.run_id}/{plan.round}/{self._attempt_to_send(plan)}/{plan.base_model}"
+
     @staticmethod
     def _update_key(plan: RoundPlan, attempt: int) -> OutboxKey:
         return OutboxKey(
@@ -198,29 +238,20 @@ class ReleaseGate:
         )
 
 
-def attempt_events(plan: RoundPlan) -> tuple[Event, ...]:
-    """All that one attempt releases about a patient: the noisy gradients of its steps, and the loss."""
-    if plan.privacy.mechanism == "none":
-        return ()
-    gradients = SubsampledGaussian(
-        sample_rate=plan.training.sample_rate,
-        noise_multiplier=plan.privacy.noise_multiplier,
-        steps=plan.training.local_steps,
-    )
-    if plan.privacy.metric_epsilon <= 0:
-        return (gradients,)
-    return (gradients, DiscreteLaplace(epsilon=plan.privacy.metric_epsilon, sensitivity=LOSS_GRID))
+def score_counts(found: Evaluation) -> NDArray[np.int64]:
+    """Patients by label and score bin, negatives first [LABELS * SCORE_BINS]; every patient stands in one bin.
+
+    A score that is not a number stands in the first bin: nobody is left out, since that would show.
+    """
+    scores_U = np.nan_to_num(found.scores_U, nan=0.0)
+    bins_U = np.clip((scores_U * SCORE_BINS).astype(np.int64), 0, SCORE_BINS - 1)
+    rows_U = (found.labels_U > 0).astype(np.int64) * SCORE_BINS + bins_U
+    return np.bincount(rows_U, minlength=LABELS * SCORE_BINS).astype(np.int64)
 
 
-def run_events(plan: RoundPlan) -> tuple[Event, ...]:
-    """All that the plan's whole run may release about a patient: every attempt it was calibrated for, and the count."""
-    whole = tuple(_repeated(event, plan.rounds_charged) for event in attempt_events(plan))
-    if plan.privacy.mechanism == "none":
-        return whole
-    return (*whole, DiscreteLaplace(epsilon=plan.privacy.count_epsilon))
+def _count_intent(plan: RoundPlan) -> str:
+    return f"{plan.run_id}/count"
 
 
-def _repeated(event: Event, times: int) -> Event:
-    if isinstance(event, SubsampledGaussian):
-        return replace(event, steps=event.steps * times)
-    return replace(event, count=event.count * times)
+def _count_key(plan: RoundPlan) -> OutboxKey:
+    return OutboxKey(run_id=plan.run_id, name="count")

@@ -68,6 +68,7 @@ class TableSummary:
 
     schema: str
     rows: int
+    patients: int
     columns: int
     ignored_columns: int
     missing_values: int
@@ -93,6 +94,7 @@ def check_data(config: SiteConfig) -> TableSummary:
     return TableSummary(
         schema=f"{schema.name} v{schema.version}",
         rows=rows,
+        patients=data.patients,
         columns=columns,
         ignored_columns=len(data.ignored_columns),
         missing_values=int(np.isnan(data.values_NF).sum()),

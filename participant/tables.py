@@ -49,14 +49,17 @@ class RawTable:
         return None
 
 
-def read_raw_table(source: DataSource, names: Sequence[str]) -> RawTable:
-    """The columns `names` of the source.
+def read_raw_table(
+    source: DataSource, names: Sequence[str], *, identifier: str | None = None
+) -> RawTable:
+    """The columns `names` of the source, and the column `identifier`, which is read without rounding its numbers.
 
     Raises:
         DataError: the source cannot be read, is empty, or a column is missing or stands there twice.
     """
     if source.path is None:
-        return _read_database(source, names)
+        return _read_database(source, names, identifier)
+    names = _with_identifier(names, identifier)
     try:
         if source.kind == "csv":
             return _read_csv(source.path, names)
@@ -133,7 +136,8 @@ def _read_parquet(path: Path, names: Sequence[str]) -> RawTable:
     return RawTable(source=str(path), columns=table.to_pandas(), ignored_columns=ignored)
 
 
-def _read_database(source: DataSource, names: Sequence[str]) -> RawTable:
+def _read_database(source: DataSource, names: Sequence[str], identifier: str | None) -> RawTable:
+    asked = _with_identifier(names, identifier)
     where = f"{source.table or 'query'} of the database"
     try:
         url = sqlalchemy.make_url(source.url or _read_url(source.url_file or Path()))
@@ -151,8 +155,8 @@ def _read_database(source: DataSource, names: Sequence[str]) -> RawTable:
             elif engine.dialect.name == "sqlite":
                 connection.exec_driver_sql("PRAGMA query_only = ON")
             result = connection.execute(_statement(source))
-            ignored = _require_columns(where, list(result.keys()), names)
-            rows = result.columns(*names).all()
+            ignored = _require_columns(where, list(result.keys()), asked)
+            rows = result.columns(*asked).all()
             connection.rollback()
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause = str(getattr(error, "orig", None) or error).splitlines()[0]
@@ -160,9 +164,16 @@ def _read_database(source: DataSource, names: Sequence[str]) -> RawTable:
     finally:
         engine.dispose()
     columns = pd.DataFrame.from_records(
-        [tuple(row) for row in rows], columns=list(names), coerce_float=True
+        [tuple(row)[: len(names)] for row in rows], columns=list(names), coerce_float=True
     )
+    if identifier is not None:
+        # Left as the driver gave it: a float would make one patient of two whose long numbers are close.
+        columns[identifier] = pd.Series([row[-1] for row in rows], dtype="object")
     return RawTable(source=where, columns=columns, ignored_columns=ignored)
+
+
+def _with_identifier(names: Sequence[str], identifier: str | None) -> Sequence[str]:
+    return names if identifier is None else (*names, identifier)
 
 
 def _statement(source: DataSource) -> sqlalchemy.Executable:

@@ -24,11 +24,10 @@ from torch import nn
 from coordinator.run_spec import RunSpec
 from coordinator.strategies.server_optimizer import ServerOptimizer
 from model.build import build_model
-from model.grad_sample import register_samplers
 from model.parameters import load_vector, model_to_vector
 from model.tokenizers import TabularEncoder
 from participant.data import SiteData
-from participant.training import binary_loss
+from participant.training import RULES, binary_loss
 from privacy.dp.dpsgd import TrainingTask, train
 from privacy.randomness import OsRandom, Random, SeededRandom
 
@@ -53,8 +52,14 @@ class LogisticRegression(nn.Module):
 
 
 def pool(tables: Mapping[str, SiteData]) -> SiteData:
-    """All records in one place."""
+    """All records in one place. Patients of different sites are different patients."""
+    last_units = np.cumsum([data.patients for data in tables.values()])
+    units = [
+        data.units_N + (last - data.patients)
+        for data, last in zip(tables.values(), last_units, strict=True)
+    ]
     return SiteData(
+        units_N=np.concatenate(units),
         values_NF=np.concatenate([data.values_NF for data in tables.values()]),
         labels_N=np.concatenate([data.labels_N for data in tables.values()]),
         ignored_columns=(),
@@ -80,19 +85,18 @@ def train_logistic(
     (McMahan et al. 2017, Alg. 1): no secure sum, no transport. Its weights are the exact numbers of patients, where
     the federation knows noised ones.
     """
-    register_samplers()
-    is_private = spec.privacy.mechanism == "dp-sgd"
+    is_private = spec.privacy.is_private
     model, optimizer = LogisticRegression(spec), ServerOptimizer(spec.server)
     weights = model_to_vector(model)
-    total = sum(len(data.labels_N) for data in tables.values())
+    total = sum(data.patients for data in tables.values())
     for number in range(1, spec.rounds + 1):
         mean = np.zeros_like(weights)
         for site, data in tables.items():
             random = OsRandom() if is_private else _seeded(seed, site, number)
             load_vector(model, weights)
-            task = _task(spec, steps=spec.training.local_steps, patients=len(data.labels_N))
+            task = _task(spec, steps=spec.training.local_steps, patients=data.patients)
             _train(model, data, task, random)
-            mean += (model_to_vector(model) - weights) * np.float32(len(data.labels_N) / total)
+            mean += (model_to_vector(model) - weights) * np.float32(data.patients / total)
         weights = optimizer.step(round_number=number, base=weights, change=mean)
     load_vector(model, weights)
     return model
@@ -103,7 +107,7 @@ def _train_in_one_place(spec: RunSpec, name: str, data: SiteData, *, seed: int) 
     model = build_model(spec.model, spec.table, seed=seed)
     model.use_noise_generator(random.torch_generator())
     task = replace(
-        _task(spec, steps=spec.rounds * spec.training.local_steps, patients=len(data.labels_N)),
+        _task(spec, steps=spec.rounds * spec.training.local_steps, patients=data.patients),
         proximal_mu=0.0,
         clipping_norm=None,
         noise_multiplier=0.0,
@@ -114,11 +118,12 @@ def _train_in_one_place(spec: RunSpec, name: str, data: SiteData, *, seed: int) 
 
 def _train(model: nn.Module, data: SiteData, task: TrainingTask, random: Random) -> None:
     inputs, labels = torch.from_numpy(data.values_NF), torch.from_numpy(data.labels_N)
-    train(model, inputs, labels, binary_loss, task, random)
+    units = torch.from_numpy(data.units_N)
+    train(model, inputs, labels, binary_loss, task, random, units=units, rules=RULES)
 
 
 def _task(spec: RunSpec, *, steps: int, patients: int) -> TrainingTask:
-    is_private = spec.privacy.mechanism == "dp-sgd"
+    is_private = spec.privacy.is_private
     return TrainingTask(
         steps=steps,
         sample_rate=spec.training.sample_rate,

@@ -6,11 +6,13 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sims.bench_cli import app as bench_app
 
@@ -20,8 +22,9 @@ app = typer.Typer(
     help="Rehearse a federation on one machine before anybody signs anything.",
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-SCENARIOS = ("heart",)
+SCENARIOS = ("heart", "credit")
 PIPE_WIDTH = 130
+BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 app.add_typer(bench_app, name="bench")
 
 
@@ -33,10 +36,17 @@ def _quiet() -> None:
 @app.command()
 def run(
     scenario: Annotated[str, typer.Argument(help=f"One of: {', '.join(SCENARIOS)}.")],
-    seed: Annotated[int, typer.Option(help="Which patients are held out.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which patients are held out.")] = 0,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1, help="More than 1: what privacy costs, over so many seeds from --seed."
+        ),
+    ] = 1,
     rounds: Annotated[int | None, typer.Option(help="Rounds, instead of the scenario's.")] = None,
     epsilon: Annotated[
-        float | None, typer.Option(help="Total epsilon, instead of the scenario's.")
+        list[float] | None,
+        typer.Option(help="Total epsilon, instead of the scenario's; several with --seeds."),
     ] = None,
     no_dp: Annotated[
         bool, typer.Option("--no-dp", help="Without differential privacy, reproducible.")
@@ -45,51 +55,108 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Keep ledger, models and sites in this new folder.")
     ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Workers, with --seeds.")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Rehearse SCENARIO in this process: the same apps, ledger, budgets and secure sums as in reality."""
+    """Rehearse SCENARIO in this process: the same apps, ledger, budgets and secure sums as in reality.
+
+    With --seeds 2 or more: every epsilon on every seed beside the same model without privacy, in worker processes.
+    """
     # Imported here, so that --help does not wait for torch.
     from coordinator.errors import CoordinatorError
+
+    if scenario not in SCENARIOS:
+        raise typer.BadParameter(f"{scenario!r} is none of {', '.join(SCENARIOS)}.")
+    epsilons = epsilon or []
+    changes: dict[str, Any] = {}
+    if rounds is not None:
+        changes["rounds"] = rounds
+    if scheme is not None:
+        changes["secure_sum"] = {"scheme": scheme}
+    try:
+        if seeds > 1:
+            if no_dp or out is not None:
+                raise typer.BadParameter("--seeds goes with neither --no-dp nor --out.")
+            every_seed = range(seed, seed + seeds)
+            _show_utility(scenario, every_seed, epsilons, processes, as_json, changes)
+        else:
+            if len(epsilons) > 1:
+                raise typer.BadParameter("More than one --epsilon needs --seeds 2 or more.")
+            if epsilons:
+                changes["privacy"] = {"epsilon": epsilons[0]}
+            if no_dp:
+                changes |= {"privacy": {"mechanism": "none"}, "seed": seed}
+            _show_run(scenario, seed, out, as_json, changes)
+    except CoordinatorError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+
+
+def _show_run(
+    name: str, seed: int, out: Path | None, as_json: bool, changes: dict[str, Any]
+) -> None:
+    """One rehearsal, and its outcome."""
     from sims.evaluation import read_tables
     from sims.outcome import read_outcome
     from sims.rehearsal import rehearse
     from sims.report import print_outcome
     from sims.scenario import load_scenario
+    from sims.utility import size_warning
 
-    changes: dict[str, Any] = {}
-    if rounds is not None:
-        changes["rounds"] = rounds
-    if epsilon is not None:
-        changes["privacy"] = {"epsilon": epsilon}
-    if no_dp:
-        changes |= {"privacy": {"mechanism": "none"}, "seed": seed}
-    if scheme is not None:
-        changes["secure_sum"] = {"scheme": scheme}
-    if scenario not in SCENARIOS:
-        raise typer.BadParameter(f"{scenario!r} is none of {', '.join(SCENARIOS)}.")
     if out is not None and out.exists():
         raise typer.BadParameter(f"{out} exists; name a new folder.")
-    try:
-        chosen = load_scenario(scenario, split_seed=seed, **changes)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = out or Path(scratch) / scenario
-            folder.mkdir(mode=0o700, parents=True)
-            started = time.monotonic()
-            history = rehearse(chosen, folder)
-            outcome = read_outcome(
-                history,
-                scenario=chosen,
-                held_out=read_tables(chosen, held_out=True),
-                models=folder / "coordinator" / "models",
-                seconds=time.monotonic() - started,
-            )
-    except CoordinatorError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
+    chosen = load_scenario(name, split_seed=seed, **changes)
+    if (warning := size_warning(chosen)) is not None:
+        typer.echo(f"Warning: {warning}", err=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = out or Path(scratch) / name
+        folder.mkdir(mode=0o700, parents=True)
+        started = time.monotonic()
+        history = rehearse(chosen, folder)
+        outcome = read_outcome(
+            history,
+            scenario=chosen,
+            held_out=read_tables(chosen, held_out=True),
+            models=folder / "coordinator" / "models",
+            seconds=time.monotonic() - started,
+        )
     if as_json:
         typer.echo(json.dumps(outcome.as_json()))
     else:
         print_outcome(outcome, _paper())
+
+
+def _show_utility(
+    name: str,
+    seeds: Sequence[int],
+    epsilons: Sequence[float],
+    processes: int,
+    as_json: bool,
+    changes: dict[str, Any],
+) -> None:
+    """Every epsilon on every seed, and what each costs."""
+    from sims.report import print_utility
+    from sims.utility import count_trials, measure_utility
+
+    with Progress(*BAR, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(
+            f"{name}, {len(seeds)} seeds",
+            total=count_trials(name, seeds=len(seeds), epsilons=epsilons),
+        )
+        report = measure_utility(
+            name,
+            seeds=seeds,
+            epsilons=epsilons,
+            processes=processes,
+            on_trial=lambda _: progress.advance(bar),
+            **changes,
+        )
+    for warning in report.warnings:
+        typer.echo(f"Warning: {warning}", err=True)
+    if as_json:
+        typer.echo(json.dumps(report.as_json()))
+    else:
+        print_utility(report, _paper())
 
 
 @app.command()

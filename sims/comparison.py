@@ -10,9 +10,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ ALONE = "each hospital alone, no privacy"
 LOGISTIC = "federated logistic regression, private"
 METHODS = (FEDERATED_PRIVATE, FEDERATED_PLAIN, CENTRAL, ALONE, LOGISTIC)
 PRIVATE_METHODS = (FEDERATED_PRIVATE, LOGISTIC)
+
+Result = TypeVar("Result")
 
 NO_PRIVACY = {"mechanism": "none"}
 
@@ -93,6 +96,26 @@ def compare(
     Raises:
         RoundError: a rehearsed run failed.
     """
+    jobs = [partial(compare_seed, name, seed, **changes) for seed in seeds]
+    results = in_workers(jobs, processes=processes, niceness=niceness, on_result=on_seed)
+    return sorted(results, key=lambda result: result.seed)
+
+
+def in_workers(
+    jobs: Iterable[Callable[[], Result]],
+    *,
+    processes: int,
+    niceness: int = 0,
+    on_result: Callable[[Result], None],
+) -> list[Result]:
+    """Results of all jobs, as they come; a job that fails ends the others that have not begun.
+
+    Args:
+        jobs: can be pickled, and so can what they return.
+        processes: workers of one thread each, which print nothing.
+        niceness: added to the workers' own.
+        on_result: told each result.
+    """
     workers = ProcessPoolExecutor(
         processes,
         mp_context=get_context("spawn"),
@@ -101,13 +124,13 @@ def compare(
     )
     results = []
     try:
-        futures = [workers.submit(compare_seed, name, seed, **changes) for seed in seeds]
+        futures = [workers.submit(job) for job in jobs]
         for future in as_completed(futures):
             results.append(future.result())
-            on_seed(results[-1])
+            on_result(results[-1])
     finally:
         workers.shutdown(wait=True, cancel_futures=True)
-    return sorted(results, key=lambda result: result.seed)
+    return results
 
 
 def compare_seed(name: str, seed: int, **changes: Any) -> SeedResult:
@@ -135,13 +158,13 @@ def compare_scenarios(*, private: Scenario, plain: Scenario, seed: int) -> SeedR
         seed=seed,
         privacy=private.spec.privacy,
         by_method={
-            FEDERATED_PRIVATE: _rehearsed(private, held_out),
-            FEDERATED_PLAIN: _rehearsed(plain, held_out),
+            FEDERATED_PRIVATE: judge_run(private, held_out),
+            FEDERATED_PLAIN: judge_run(plain, held_out),
             CENTRAL: evaluate_weights(
                 central, config=plain.spec.model, scenario=plain, held_out=held_out
             ),
             ALONE: _alone(plain, train, held_out, seed=seed),
-            LOGISTIC: _logistic(private, train, held_out, seed=seed),
+            LOGISTIC: judge_logistic(private, train, held_out, seed=seed),
         },
     )
 
@@ -207,7 +230,8 @@ def _prepare_worker(niceness: int) -> None:
     logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
-def _rehearsed(scenario: Scenario, held_out: Mapping[str, SiteData]) -> Quality:
+def judge_run(scenario: Scenario, held_out: Mapping[str, SiteData]) -> Quality:
+    """Quality of the model that a whole rehearsal ends with."""
     with tempfile.TemporaryDirectory() as folder:
         history = rehearse(scenario, Path(folder))
         (newest, *_) = [r.model_sha256 for r in reversed(history.rounds) if r.model_sha256]
@@ -241,13 +265,14 @@ def _alone(
     return Quality(pooled=mean, sites=own)
 
 
-def _logistic(
+def judge_logistic(
     scenario: Scenario,
     train: Mapping[str, SiteData],
     held_out: Mapping[str, SiteData],
     *,
     seed: int,
 ) -> Quality:
+    """Quality of the logistic regression under the run's own budget."""
     model = train_logistic(scenario.spec, train, seed=seed)
     with torch.inference_mode():
         predictions = {

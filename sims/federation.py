@@ -181,7 +181,7 @@ class RealFederation:
         )
         self._command(site, "participant", "join", str(invitation), "--home", str(home))
         put_data(home, table=self.scenario.train[site], schema=self.scenario.schema_path)
-        set_contract(home, epsilon=self.scenario.spec.privacy.epsilon)
+        set_contract(home, self.scenario.spec.privacy)
         if needs_lax_policy(self.scenario.spec):
             (home / "policy.toml").write_text(
                 LAX_POLICY.format(bundle=BUNDLE_SHA256), encoding="utf-8"

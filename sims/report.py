@@ -14,6 +14,7 @@ from rich.table import Table
 from sims.comparison import Summary
 from sims.evaluation import Score
 from sims.outcome import Outcome
+from sims.utility import Loss, Quality, Spread, UtilityReport
 
 mpl.use("Agg")
 
@@ -64,6 +65,55 @@ def print_comparison(summaries: list[Summary], seeds: int, console: Console) -> 
             s.method, f"{s.auc_mean:.4f}", f"{s.auc_spread:.4f}", f"{s.accuracy_mean:.3f}", *sites
         )
     console.print(table)
+
+
+def print_utility(report: UtilityReport, console: Console) -> None:
+    """What every epsilon costs, beside the aims and beside the logistic regression under the same budget."""
+    privacy = report.levels[0].privacy
+    table = Table(
+        title=f"{report.scenario}: {report.plain.patients} people, mean ± sd of {len(report.seeds)} seeds. Epsilon is the "
+        f"total at each site, its count and training losses included; delta {privacy.delta:g}, "
+        f"unit {privacy.unit}, {privacy.adjacency}",
+        caption="Losses are points (hundredths) against the same kind of model without privacy.",
+    )
+    for column in (
+        "epsilon",
+        "model",
+        "AUC",
+        "AUC lost",
+        "aim",
+        "accuracy",
+        "accuracy lost",
+        "aim",
+    ):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    for outcome in (report.plain, *report.levels):
+        is_private = outcome.privacy.mechanism != "none"
+        epsilon = f"{outcome.privacy.epsilon:g}" if is_private else "no DP"
+        table.add_row(epsilon, "mixture of experts", *_costs(outcome.mixture), style="bold")
+        table.add_row(epsilon, "logistic regression", *_costs(outcome.logistic), end_section=True)
+    console.print(table)
+
+
+def _costs(quality: Quality) -> tuple[str, ...]:
+    return (
+        _spread(quality.auc, 4),
+        *_loss(quality.auc_loss),
+        _spread(quality.accuracy, 4),
+        *_loss(quality.accuracy_loss),
+    )
+
+
+def _loss(loss: Loss | None) -> tuple[str, str]:
+    if loss is None:
+        return "", ""
+    if loss.aim is None:
+        return _spread(loss.points, 2), ""
+    return _spread(loss.points, 2), f"<= {loss.aim:g} {'met' if loss.is_met else 'missed'}"
+
+
+def _spread(spread: Spread, digits: int) -> str:
+    return f"{spread.mean:.{digits}f} ± {spread.spread:.{digits}f}"
 
 
 def write_html(

@@ -1,7 +1,8 @@
 """A scenario: the run that is asked for, what every site holds, and what is held out to judge the result.
 
 The held-out records belong to the rehearsal alone: no site trains on them and no budget pays for them, so the figures
-of a rehearsal cost no privacy. They exist because a rehearsal runs on public data.
+of a rehearsal cost no privacy. They exist because a rehearsal runs on public data, or on nobody's: the people of
+`credit` are drawn from the seed (`sims/data/credit`).
 """
 
 from dataclasses import dataclass, field
@@ -11,13 +12,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from coordinator.errors import ConfigError
 from coordinator.run_spec import RunSpec, load_run_spec
 from model.schema import TableSchema
 from participant.config import DataSource
 from participant.data import SiteData, load_table
+from sims.data.credit.population import draw_customers
 
 FOLDER = Path(__file__).parent
 HELD_OUT_SHARE = 0.25
+MADE_UP = {"credit": 40_000}
+"""Scenarios of made-up people, and how many: 30 000 to train on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +38,45 @@ class Scenario:
     """Site -> table to judge by."""
 
 
-def load_scenario(name: str, *, split_seed: int, **changes: Any) -> Scenario:
+def load_scenario(
+    name: str, *, split_seed: int, people: int | None = None, **changes: Any
+) -> Scenario:
     """The scenario of that name, its tables split by `split_seed`, its run changed by `changes`.
 
+    Args:
+        name: of the scenario.
+        split_seed: says who is held out, and in a scenario of made-up people also who there is.
+        people: how many to make up in all, held out or not; by default as many as `MADE_UP` says.
+        changes: of the run, as for `load_run_spec`.
+
     Raises:
-        ConfigError: no such scenario, or a run that contradicts itself.
+        ConfigError: no such scenario, a run that contradicts itself, or `people` where people are not made up.
     """
-    spec = load_run_spec(FOLDER / "scenarios" / f"{name}.toml", **changes)
-    folder = FOLDER / "data" / name
+    spec = load_run_spec(scenario_path(name), **changes)
     train, held_out = {}, {}
-    for path in sorted(folder.glob("*.csv")):
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    for site, table in _tables(name, split_seed, people).items():
         is_held_out = held_out_rows(table, spec.table, seed=split_seed)
-        train[path.stem], held_out[path.stem] = table[~is_held_out], table[is_held_out]
-    return Scenario(
-        name=name, spec=spec, schema_path=folder / "schema.toml", train=train, held_out=held_out
-    )
+        train[site], held_out[site] = table[~is_held_out], table[is_held_out]
+    schema_path = FOLDER / "data" / name / "schema.toml"
+    return Scenario(name=name, spec=spec, schema_path=schema_path, train=train, held_out=held_out)
+
+
+def scenario_path(name: str) -> Path:
+    """The scenario's run."""
+    return FOLDER / "scenarios" / f"{name}.toml"
+
+
+def _tables(name: str, seed: int, people: int | None) -> dict[str, pd.DataFrame]:
+    """Every site's table as text, in the order of the sites' names."""
+    if name in MADE_UP:
+        drawn = draw_customers(seed, people=people or MADE_UP[name])
+        return {site: drawn[site].table for site in sorted(drawn)}
+    if people is not None:
+        raise ConfigError(f"people={people}: the patients of {name!r} are not made up.")
+    return {
+        path.stem: pd.read_csv(path, dtype=str, keep_default_na=False)
+        for path in sorted((FOLDER / "data" / name).glob("*.csv"))
+    }
 
 
 def held_out_rows(table: pd.DataFrame, schema: TableSchema, *, seed: int) -> np.ndarray:

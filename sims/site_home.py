@@ -9,6 +9,7 @@ import pandas as pd
 from coordinator.ledger.store import LedgerStore
 from coordinator.run_spec import RunSpec
 from coordinator.wire.bundle import BUNDLE_SHA256
+from coordinator.wire.plan import PrivacyPlan
 from participant.budget import SiteBudget
 from participant.config import POLICY_TEMPLATE, SITE_TEMPLATE, load_site
 from participant.identity import create_home, ensure_keys, pin_coordinator_key, public_identity
@@ -31,15 +32,21 @@ secure_sum_schemes = ["mask", "plain"]
 
 def needs_lax_policy(spec: RunSpec) -> bool:
     """Whether a run asks for what a site with the policy of `participant join` refuses."""
-    return spec.privacy.mechanism == "none" or spec.quorum < 3 or spec.secure_sum.scheme == "plain"
+    return not spec.privacy.is_private or spec.quorum < 3 or spec.secure_sum.scheme == "plain"
 
 
-def set_contract(home: Path, *, epsilon: float) -> None:
-    """Sets the total of the site's budget contract, as its administrator would in `site.toml`."""
+def set_contract(home: Path, privacy: PrivacyPlan) -> None:
+    """Sets the terms of the site's budget contract to the run's, as its administrator would in `site.toml`.
+
+    A run without privacy has no epsilon; its contract keeps the one that `participant join` wrote.
+    """
     path = home / "site.toml"
-    text = path.read_text(encoding="utf-8")
-    if epsilon > 0:
-        path.write_text(text.replace("epsilon = 8.0", f"epsilon = {epsilon}"), encoding="utf-8")
+    text = path.read_text(encoding="utf-8").replace("delta = 1e-5", f"delta = {privacy.delta}")
+    if privacy.is_private:
+        text = text.replace("epsilon = 8.0", f"epsilon = {privacy.epsilon}")
+        text = text.replace('unit = "patient"', f'unit = "{privacy.unit}"')
+        text = text.replace("# honest_sites = 2 ", f"honest_sites = {privacy.honest_sites} ")
+    path.write_text(text, encoding="utf-8")
 
 
 def put_data(home: Path, *, table: pd.DataFrame, schema: Path) -> None:
@@ -76,7 +83,7 @@ def make_site_home(
         site=site, gateway="127.0.0.1:1", exchange=exchange, data_set=site
     )
     (home / "site.toml").write_text(settings, encoding="utf-8")
-    set_contract(home, epsilon=spec.privacy.epsilon)
+    set_contract(home, spec.privacy)
     bundles = f'"{BUNDLE_SHA256}"'
     policy = (
         LAX_POLICY.format(bundle=BUNDLE_SHA256)

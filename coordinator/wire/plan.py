@@ -38,13 +38,17 @@ class TrainingPlan:
     optimizer: Literal["sgd", "adam"]
     proximal_mu: float = 0.0
     """Weight of the FedProx term mu/2 * ||w - w_base||^2 (Li et al. 2020, eq. 2); 0 is FedAvg."""
+    balance_loss: float = 0.0
+    """Weight of each record's own balance loss, which asks its tokens to use all experts; 0 is none."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PrivacyPlan:
     """The guarantee of the whole run, of which this round is a part. Epsilon is a total, never per round."""
 
-    mechanism: Literal["dp-sgd", "none"]
+    mechanism: Literal["dp-sgd", "distributed-dp", "none"]
+    """`dp-sgd`: every site noises by itself. `distributed-dp`: every site adds a share of the noise, and the secure sum
+    holds it all; one step a round. `none`: no differential privacy."""
     epsilon: float
     """Total epsilon of the run at each site, at `delta`; 0 with mechanism `none`."""
     delta: float
@@ -56,8 +60,20 @@ class PrivacyPlan:
     """Pure epsilon spent once per run on the number of training patients (discrete Laplace)."""
     metric_epsilon: float
     """Pure epsilon spent per round on the training loss (discrete Laplace); 0 releases no metric."""
-    unit: Literal["patient"] = "patient"
+    auc_epsilon: float = 0.0
+    """Pure epsilon spent per round on the patients by label and predicted score, for an AUC (discrete Laplace); 0: none."""
+    load_noise_multiplier: float = 0.0
+    """Noise on the expert loads of every step, in units of one patient's largest share; they ride in the gradients'
+    release and cost `noise_multiplier` a little. 0 releases none, and the router is not balanced."""
+    honest_sites: int = 1
+    """With `distributed-dp`: sites in the sum that are trusted to have added their noise; fewer void the epsilon."""
+    unit: Literal["patient", "customer"] = "patient"
     adjacency: Literal["add-or-remove-one"] = "add-or-remove-one"
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the plan promises differential privacy at all."""
+        return self.mechanism != "none"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -89,7 +105,8 @@ class RoundPlan:
     privacy: PrivacyPlan
     secure_sum: SumPlan
     update_range: float
-    """Largest absolute change of one weight in a round; the sum carries changes in units of it."""
+    """Largest absolute change of one weight in a round; the sum carries changes in units of it. With `distributed-dp`,
+    the largest coordinate of a site's noised gradient sum."""
     weight_cap: int
     """Patients at which a site's weight in the mean stops growing; weights travel in units of it."""
     seed: int | None
@@ -99,6 +116,24 @@ class RoundPlan:
     def session_id(self) -> str:
         """Name of the exchange session of this attempt."""
         return session_name(self.run_id, self.round, self.attempt)
+
+
+def distributed_problem(privacy: PrivacyPlan, training: TrainingPlan, *, quorum: int) -> str:
+    """What keeps a run with `distributed-dp` from being what it promises; empty if nothing does.
+
+    Only a step's gradient sum adds up over sites, so a round is one plain gradient step; and the sum may be opened over
+    no fewer sites than the honest ones whose noise the epsilon counts on.
+    """
+    if training.local_steps != 1 or training.optimizer != "sgd" or training.proximal_mu != 0:
+        return (
+            f"distributed-dp needs local_steps=1, optimizer=sgd and proximal_mu=0, found {training.local_steps}, "
+            f"{training.optimizer} and {training.proximal_mu:g}"
+        )
+    if privacy.load_noise_multiplier != 0:
+        return "distributed-dp releases no expert loads: load_noise_multiplier must be 0"
+    if not 1 <= privacy.honest_sites <= quorum:
+        return f"honest_sites={privacy.honest_sites} must lie between 1 and the quorum of {quorum}"
+    return ""
 
 
 def session_name(run_id: str, round_number: int, attempt: int) -> str:

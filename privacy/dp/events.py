@@ -1,8 +1,8 @@
 """What an accountant reads: one frozen value for every release that costs privacy.
 
-Neighbouring tables differ by one patient, added or removed. An event is complete: two releases with equal events cost
-the same. Charges are stored as canonical JSON through an explicit table of the known kinds; what is not in the table
-is refused, never skipped.
+Neighbouring tables differ by one patient, added or removed; randomised response says itself what that means for a
+label. An event is complete: two releases with equal events cost the same. Charges are stored as canonical JSON
+through an explicit table of the known kinds; what is not in the table is refused, never skipped.
 """
 
 import json
@@ -11,7 +11,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 MAX_SENSITIVITY = 100_000
-"""Coarsest useful grid of a discrete Laplace release; the accountant's time grows with it (0.01 s at this value)."""
+"""Finest useful grid of a discrete Laplace release; the accountant's time grows with it (0.01 s at this value)."""
+MAX_UNITS = 1 << 40
+"""Most patients of one table."""
+MAX_COUNT = 1 << 62
+"""Most steps or releases in one event."""
+MAX_CATEGORIES = 1 << 16
+"""Most answers that a randomised response chooses from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +29,36 @@ class SubsampledGaussian:
     noise_multiplier: float
     """Standard deviation of the noise in units of one patient's largest L2 contribution, > 0."""
     steps: int
-    """Sums released, >= 0."""
+    """Sums released, 0 to `MAX_COUNT`."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.sample_rate <= 1.0:
-            raise ValueError(f"Expected sample_rate={self.sample_rate} in [0, 1].")
-        if not 0.0 < self.noise_multiplier < math.inf:
-            raise ValueError(f"Expected noise_multiplier={self.noise_multiplier} > 0 and finite.")
-        if self.steps < 0:
-            raise ValueError(f"Expected steps={self.steps} >= 0.")
+        _require_sampled_gaussian(self.sample_rate, self.noise_multiplier, self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncatedSubsampledGaussian:
+    """Gaussian sums over Poisson samples of which at most `largest_batch` patients are kept, chosen at random.
+
+    Who is turned away depends on who else was drawn, so one patient can move a full batch by two contributions. Only
+    for trainers that cannot split a large sample into micro-batches; those that can release a `SubsampledGaussian`.
+    """
+
+    sample_rate: float
+    """Probability with which each patient joins a step, in [0, 1]."""
+    noise_multiplier: float
+    """Standard deviation of the noise in units of one patient's largest L2 contribution, > 0."""
+    steps: int
+    """Sums released, 0 to `MAX_COUNT`."""
+    units: int
+    """Patients in the table, 1 to `MAX_UNITS`; treated as public."""
+    largest_batch: int
+    """Patients kept in a step at most, 1 to `MAX_UNITS`."""
+
+    def __post_init__(self) -> None:
+        _require_sampled_gaussian(self.sample_rate, self.noise_multiplier, self.steps)
+        for name in ("units", "largest_batch"):
+            if not 1 <= getattr(self, name) <= MAX_UNITS:
+                raise ValueError(f"Expected {name}={getattr(self, name)} in [1, {MAX_UNITS}].")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +74,56 @@ class DiscreteLaplace:
     sensitivity: int = 1
     """Grid steps by which one patient moves the released integer at most, 1 to `MAX_SENSITIVITY`."""
     count: int = 1
-    """Releases, >= 0."""
+    """Releases, 0 to `MAX_COUNT`."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.epsilon < math.inf:
             raise ValueError(f"Expected epsilon={self.epsilon} >= 0 and finite.")
         if not 1 <= self.sensitivity <= MAX_SENSITIVITY:
             raise ValueError(f"Expected sensitivity={self.sensitivity} in [1, {MAX_SENSITIVITY}].")
-        if self.count < 0:
-            raise ValueError(f"Expected count={self.count} >= 0.")
+        if not 0 <= self.count <= MAX_COUNT:
+            raise ValueError(f"Expected count={self.count} in [0, {MAX_COUNT}].")
 
 
-Event = SubsampledGaussian | DiscreteLaplace
+@dataclass(frozen=True, kw_only=True)
+class RandomisedResponse:
+    """`count` labels of one patient, each released as one of `categories` answers (Warner 1965; Kairouz et al. 2014).
 
-KINDS: dict[str, type[SubsampledGaussian] | type[DiscreteLaplace]] = {
+    The true label is answered with probability e^epsilon / (e^epsilon + categories - 1), every other one with equal
+    probability. By itself this is label DP: neighbouring tables have the same patients and differ in the label of
+    one, and the list of patients is public. In one figure with other events, where neighbouring tables differ by a
+    patient added or removed, the label of the absent patient is taken to be answered uniformly at random. Both pairs
+    of answers differ by factors within e^-epsilon and e^epsilon, so an accountant books a pure epsilon-DP release,
+    whatever `categories` is.
+    """
+
+    epsilon: float
+    """Pure epsilon of one label, >= 0; 0 stands for an answer that does not depend on the label."""
+    categories: int
+    """Answers to choose from, 2 to `MAX_CATEGORIES`."""
+    count: int = 1
+    """Labels released of one patient, 0 to `MAX_COUNT`. A label that is released once and kept costs once."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.epsilon < math.inf:
+            raise ValueError(f"Expected epsilon={self.epsilon} >= 0 and finite.")
+        if not 2 <= self.categories <= MAX_CATEGORIES:
+            raise ValueError(f"Expected categories={self.categories} in [2, {MAX_CATEGORIES}].")
+        if not 0 <= self.count <= MAX_COUNT:
+            raise ValueError(f"Expected count={self.count} in [0, {MAX_COUNT}].")
+
+
+Event = SubsampledGaussian | TruncatedSubsampledGaussian | DiscreteLaplace | RandomisedResponse
+
+KINDS: dict[str, type[Event]] = {
     "subsampled-gaussian/v1": SubsampledGaussian,
     "discrete-laplace/v1": DiscreteLaplace,
+    "randomised-response/v1": RandomisedResponse,
+    "truncated-subsampled-gaussian/v1": TruncatedSubsampledGaussian,
 }
-INTEGER_FIELDS = frozenset({"steps", "sensitivity", "count"})
+INTEGER_FIELDS = frozenset(
+    {"steps", "sensitivity", "count", "units", "largest_batch", "categories"}
+)
 
 
 def event_to_json(event: Event) -> str:
@@ -110,3 +169,12 @@ def event_from_json(text: str) -> Event:
         name: number if name in INTEGER_FIELDS else float(number) for name, number in value.items()
     }
     return event_type(**arguments)
+
+
+def _require_sampled_gaussian(sample_rate: float, noise_multiplier: float, steps: int) -> None:
+    if not 0.0 <= sample_rate <= 1.0:
+        raise ValueError(f"Expected sample_rate={sample_rate} in [0, 1].")
+    if not 0.0 < noise_multiplier < math.inf:
+        raise ValueError(f"Expected noise_multiplier={noise_multiplier} > 0 and finite.")
+    if not 0 <= steps <= MAX_COUNT:
+        raise ValueError(f"Expected steps={steps} in [0, {MAX_COUNT}].")

@@ -1,9 +1,9 @@
 """The types that keep the order of a release: what training made, and what privacy it has.
 
 With DP-SGD clipping and noise happen inside training: every gradient is clipped and every sum is noised before it
-reaches the weights, so what training returns is already a `NoisedUpdate`. Without privacy training returns a
-`ModelUpdate`, which the release of a site lets go further only where the site's policy allows it. There the update
-becomes one vector of a secure sum, which seals it.
+reaches the weights, so what training returns is already a `NoisedUpdate`. So is a gradient sum with this site's share of
+distributed noise. Without privacy training returns a `ModelUpdate`, which the release of a site lets go further only
+where the site's policy allows it. There the update becomes one vector of a secure sum, which seals it.
 
 Values never appear in a repr, so no log can hold them.
 """
@@ -11,6 +11,7 @@ Values never appear in a repr, so no log can hold them.
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from privacy.dp.dpsgd import TrainingSummary
 from privacy.dp.events import Event
@@ -20,18 +21,22 @@ from privacy.dp.events import Event
 class ModelUpdate:
     """Trained weights minus the weights of the round's start, as training made them: private."""
 
-    values: np.ndarray = field(repr=False)
-    """float32, one number per parameter."""
+    values: NDArray[np.float32] = field(repr=False)
+    """One number per parameter."""
+    statistics: NDArray[np.float32] | None = field(default=None, repr=False)
+    """Expert loads summed over patients and steps [S], exact; None if none were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NoisedUpdate:
-    """Trained weights minus the weights of the round's start, differentially private at the cost of `events`."""
+    """What training changed, differentially private at the cost of `events`."""
 
-    values: np.ndarray = field(repr=False)
-    """float32, one number per parameter."""
+    values: NDArray[np.float32] = field(repr=False)
+    """One number per parameter: trained weights minus the weights of the round's start, or a noised gradient sum."""
     events: tuple[Event, ...]
     """At least one."""
+    statistics: NDArray[np.float32] | None = field(default=None, repr=False)
+    """Expert loads summed over patients and steps [S], noised; None if none were asked for."""
 
     def __post_init__(self) -> None:
         if not self.events:
@@ -41,7 +46,7 @@ class NoisedUpdate:
 
 
 def update_of(
-    *, start: np.ndarray, trained: np.ndarray, summary: TrainingSummary
+    *, start: NDArray[np.float32], trained: NDArray[np.float32], summary: TrainingSummary
 ) -> ModelUpdate | NoisedUpdate:
     """What training changed, of the type that its summary vouches for.
 
@@ -60,6 +65,7 @@ def update_of(
             "ask for a smaller learning rate."
         )
     values.flags.writeable = False
+    statistics = None if summary.statistics is None else summary.statistics.numpy()
     if summary.events:
-        return NoisedUpdate(values=values, events=summary.events)
-    return ModelUpdate(values=values)
+        return NoisedUpdate(values=values, events=summary.events, statistics=statistics)
+    return ModelUpdate(values=values, statistics=statistics)

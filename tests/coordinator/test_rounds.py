@@ -13,6 +13,7 @@ from coordinator.rounds import (
     open_round,
     sum_threshold,
 )
+from model.parameters import parameter_count
 from privacy.secagg.plan import smallest_threshold
 from tests.sims.small_federation import SITES, small_plan, small_spec
 
@@ -105,7 +106,7 @@ def test_the_plan_of_an_attempt_follows_from_the_run_and_the_sites_online(spec):
     assert plan.cohort == ("anna", "clara", "dora")
     assert plan.rounds_charged == spec.rounds + spec.spare_attempts
     assert plan.deadline == NOW + timedelta(seconds=spec.timing.round_seconds)
-    assert plan.secure_sum.dimension == 102
+    assert plan.secure_sum.dimension == parameter_count(spec.model, spec.table) + 2
     assert plan.secure_sum.max_sites == 3
     assert plan.session_id == "small/1/1"
     plan.secure_sum.require_cohort(plan.cohort)

@@ -1,7 +1,8 @@
 import pytest
 
 from coordinator.errors import ConfigError
-from coordinator.run_spec import charged_events, load_run_spec, parse_run_spec
+from coordinator.run_spec import load_run_spec, parse_run_spec
+from coordinator.wire.charges import gradient_event, side_events
 from coordinator.wire.contribution import LOSS_GRID
 from coordinator.wire.plan import PrivacyPlan
 from model.config import TIERS
@@ -30,7 +31,7 @@ def test_the_noise_makes_the_whole_run_cost_epsilon_and_no_more(tmp_path):
         noise_multiplier=spec.privacy.noise_multiplier,
         steps=spec.training.local_steps * attempts,
     )
-    others = charged_events(spec.privacy, spec.training, attempts)
+    others = side_events(spec.privacy, attempts)
     total = epsilon_spent((gradients, *others), spec.privacy.delta)
     assert 0.99 * spec.privacy.epsilon < total <= spec.privacy.epsilon
 
@@ -48,7 +49,7 @@ def test_without_privacy_no_epsilon_is_claimed_and_no_noise_added(tmp_path):
 
 def test_a_run_charges_one_count_and_a_loss_per_attempt(tmp_path):
     spec = small_spec(tmp_path, **WITH_DP)
-    count, loss = charged_events(spec.privacy, spec.training, 3)
+    count, loss = side_events(spec.privacy, 3)
     assert count == DiscreteLaplace(epsilon=0.1)
     assert loss == DiscreteLaplace(epsilon=0.02, sensitivity=LOSS_GRID, count=3)
 
@@ -63,7 +64,60 @@ def test_releases_that_cost_nothing_are_not_charged(tmp_path):
         count_epsilon=0,
         metric_epsilon=0,
     )
-    assert charged_events(silent, small_spec(tmp_path).training, 3) == ()
+    assert side_events(silent, 3) == ()
+
+
+def test_an_auc_is_charged_for_every_attempt(tmp_path):
+    changes = {"privacy": {"mechanism": "dp-sgd", "auc_epsilon": 0.05}, "seed": None}
+    spec = small_spec(tmp_path, **changes)
+    assert side_events(spec.privacy, 3)[-1] == DiscreteLaplace(epsilon=0.05, count=3)
+
+
+def test_gradients_and_loads_together_cost_what_gradients_alone_would(tmp_path):
+    changes = {"privacy": {"mechanism": "dp-sgd", "load_noise_multiplier": 20.0}, "seed": None}
+    with_loads = small_spec(tmp_path / "loads", **changes)
+    alone = small_spec(tmp_path / "alone", **WITH_DP)
+    assert with_loads.privacy.noise_multiplier > alone.privacy.noise_multiplier
+    together = gradient_event(with_loads.privacy, with_loads.training)
+    assert together.noise_multiplier == pytest.approx(alone.privacy.noise_multiplier, rel=1e-12)
+
+
+def test_loads_with_too_little_noise_leave_nothing_for_the_gradients(tmp_path):
+    changes = {"privacy": {"mechanism": "dp-sgd", "load_noise_multiplier": 0.1}, "seed": None}
+    with pytest.raises(ConfigError, match="would take the whole budget"):
+        small_spec(tmp_path, **changes)
+
+
+DISTRIBUTED = {
+    "privacy": {"mechanism": "distributed-dp", "honest_sites": 3},
+    "training": {"local_steps": 1},
+    "seed": None,
+}
+
+
+def test_distributed_noise_is_calibrated_for_one_step_a_round(tmp_path):
+    spec = small_spec(tmp_path, **DISTRIBUTED)
+    event = gradient_event(spec.privacy, spec.training)
+    assert (event.steps, event.noise_multiplier) == (1, spec.privacy.noise_multiplier)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"training": {"local_steps": 2}}, "local_steps=1"),
+        ({"training": {"local_steps": 1, "optimizer": "adam"}}, "optimizer=sgd"),
+        ({"training": {"local_steps": 1, "proximal_mu": 0.1}}, "proximal_mu=0"),
+        ({"privacy": {"mechanism": "distributed-dp", "honest_sites": 4}}, "honest_sites=4"),
+        (
+            {"privacy": {"mechanism": "distributed-dp", "load_noise_multiplier": 30.0}},
+            "expert loads",
+        ),
+        ({"secure_sum": {"scheme": "plain"}}, "shows every site's share"),
+    ],
+)
+def test_a_run_whose_noise_cannot_be_shared_is_refused(tmp_path, changes, named):
+    with pytest.raises(ConfigError, match=named):
+        small_spec(tmp_path, **(DISTRIBUTED | changes))
 
 
 def test_a_tier_names_a_model(tmp_path):

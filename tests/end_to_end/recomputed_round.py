@@ -14,7 +14,7 @@ from coordinator.wire.plan import RoundPlan
 from model.parameters import read_model
 from participant.config import load_site
 from participant.data import load_table
-from participant.training import clipped_losses, train_update, training_random
+from participant.training import evaluate, train_update, training_random
 from sims.federation import RealFederation
 
 
@@ -24,13 +24,12 @@ def stored_weights(federation: RealFederation, sha256: str) -> NDArray[np.float3
     return read_model(path).vector
 
 
-def contributions(
+def planned(
     federation: RealFederation, spec: RunSpec, history: RunHistory, round_number: int
-) -> dict[str, NDArray[np.float32]]:
-    """What each site adds to the sum of that round, from the model of the round before."""
+) -> RoundPlan:
+    """The plan of that round's first attempt, on the model of the round before."""
     before = next(model for model in history.models if model.round == round_number - 1)
-    base = stored_weights(federation, before.sha256)
-    plan = plan_round(
+    return plan_round(
         spec,
         run_id=history.run.run_id,
         number=round_number,
@@ -38,22 +37,25 @@ def contributions(
         cohort=tuple(federation.scenario.train),
         base_model=before.sha256,
         base_model_bytes=before.bytes,
-        parameters=base.size,
         now=datetime.now(UTC),
     )
+
+
+def contributions(federation: RealFederation, plan: RoundPlan) -> dict[str, NDArray[np.float32]]:
+    """What each site adds to the sum of that round."""
+    base = stored_weights(federation, plan.base_model)
     return {site: _contribution(federation, plan, site, base) for site in federation.scenario.train}
 
 
 def committed_from(
-    spec: RunSpec,
+    plan: RoundPlan,
     base: NDArray[np.float32],
     packed: Mapping[str, NDArray[np.float32]],
     sites: Sequence[str],
 ) -> NDArray[np.float32]:
     """The model that follows `base` under FedAvg when exactly these sites are counted."""
-    assert spec.server.name == "fedavg"
     total = np.sum([packed[site].astype(np.float64) for site in sites], axis=0)
-    mean = unpack_sum(total, update_range=spec.secure_sum.update_range)
+    mean = unpack_sum(plan, total)
     return base + mean.change
 
 
@@ -66,9 +68,8 @@ def _contribution(
         plan, data, base=base, patients=patients, random=training_random(plan, site)
     )
     return pack_contribution(
+        plan,
         change=update.values,
         patients=patients,
-        loss_sum=float(clipped_losses(plan, data, base=base).sum()),
-        update_range=plan.update_range,
-        weight_cap=plan.weight_cap,
+        loss_sum=float(evaluate(plan, data, base=base).losses_U.sum()),
     )

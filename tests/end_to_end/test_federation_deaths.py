@@ -27,7 +27,12 @@ from tests.end_to_end.federation_rig import (
     tiny_heart,
     until,
 )
-from tests.end_to_end.recomputed_round import committed_from, contributions, stored_weights
+from tests.end_to_end.recomputed_round import (
+    committed_from,
+    contributions,
+    planned,
+    stored_weights,
+)
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -146,13 +151,11 @@ def attempt_at(history: RunHistory, where: tuple[int, int]) -> Attempt:
 def distance(story: Story, history: RunHistory, round_number: int, sites: Sequence[str]) -> float:
     """Largest difference between the model that a round committed and the mean over these sites."""
     spec = story.federation.scenario.spec
+    assert spec.server.name == "fedavg"
     models = committed_models(history)
-    expected = committed_from(
-        spec,
-        stored_weights(story.federation, models[round_number - 1]),
-        contributions(story.federation, spec, history, round_number),
-        sites,
-    )
+    plan = planned(story.federation, spec, history, round_number)
+    base = stored_weights(story.federation, models[round_number - 1])
+    expected = committed_from(plan, base, contributions(story.federation, plan), sites)
     committed = stored_weights(story.federation, models[round_number])
     return float(np.abs(committed - expected).max())
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kernels.grouped_mm import grouped_matmul
-from kernels.grouped_mm.reference import grouped_matmul_reference
+from kernels.grouped_mm import grouped_matmul, grouped_outer
+from kernels.grouped_mm.reference import grouped_matmul_reference, grouped_outer_reference
 
 # Largest error relative to the largest number of the float64 result, for sums of up to 130 terms: float32 gathers a few
 # roundings of partial sums, the half precisions accumulate wider and round the result once (2^-8 and 2^-11, doubled).
@@ -60,6 +60,56 @@ def test_result_and_gradients_equal_the_reference_in_float64(dtype, counts, inpu
     torch.testing.assert_close(found[0].double(), expected[0], **limits(dtype, expected[0]))
     torch.testing.assert_close(found[1].double(), expected[1], **limits(dtype, expected[1]))
     torch.testing.assert_close(found[2].double(), expected[2], **limits(dtype, expected[2]))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("counts", "inputs", "outputs"), SIZES)
+def test_outer_products_equal_the_reference_in_float64(dtype, counts, inputs, outputs):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(sum(counts), inputs, generator=generator).to(dtype)
+    grads = torch.randn(sum(counts), outputs, generator=generator).to(dtype)
+    offsets = offsets_of(counts)
+
+    found = grouped_outer(rows, grads, offsets)
+
+    expected = grouped_outer_reference(rows.double(), grads.double(), offsets)
+    torch.testing.assert_close(found.double(), expected, **limits(dtype, expected))
+
+
+def test_autocast_reaches_the_grouped_product():
+    rows, weights = torch.ones(4, 8), torch.ones(2, 8, 8, requires_grad=True)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        result = grouped_matmul(rows, weights, offsets_of([1, 3]))
+    (grad,) = torch.autograd.grad(result.float().sum(), [weights])
+
+    assert result.dtype == torch.bfloat16
+    assert grad.dtype == torch.float32
+    assert grad[:, 0, 0].tolist() == [1.0, 3.0]
+
+
+def test_autocast_leaves_float64_alone():
+    with torch.autocast("cpu", torch.bfloat16):
+        result = grouped_matmul(
+            torch.ones(4, 8).double(), torch.ones(1, 8, 8).double(), offsets_of([4])
+        )
+    assert result.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("grads", "offsets", "message"),
+    [
+        ((3, 4), [2, 4], r"rows \[N, I\] and gradients"),
+        ((4,), [2, 4], r"rows \[N, I\] and gradients"),
+        ((4, 4), [2, 3], "end at 4 rows"),
+        ((4, 4), [[2, 4]], "int32"),
+    ],
+)
+def test_outer_operands_outside_the_contract_are_refused(grads, offsets, message):
+    with pytest.raises(ValueError, match=message):
+        grouped_outer(
+            torch.zeros(4, 4), torch.zeros(grads), torch.tensor(offsets, dtype=torch.int32)
+        )
 
 
 def test_reference_gradients_equal_finite_differences():

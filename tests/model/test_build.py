@@ -12,6 +12,10 @@ from model.parameters import model_to_vector
 from model.tokenizers import FeatureLinear
 
 
+def trainable(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def test_forward_gives_one_logit_per_row(model, values):
     logits = model(values)
 
@@ -23,7 +27,7 @@ def test_forward_gives_one_logit_per_row(model, values):
 def test_small_batches_have_logits_and_gradients(model, values, rows):
     model(values[:rows]).sum().backward()
 
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in trainable(model))
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -102,7 +106,7 @@ def test_gradient_of_a_row_is_unchanged_when_the_others_change(model, values):
     model.eval()
     others = values.flip(0).clone()
     others[3] = values[3]
-    parameters = list(model.parameters())
+    parameters = trainable(model)
 
     first = torch.autograd.grad(model(values)[3], parameters)
 
@@ -112,7 +116,7 @@ def test_gradient_of_a_row_is_unchanged_when_the_others_change(model, values):
 
 def test_gradient_of_a_batch_is_the_sum_over_its_rows(model, values):
     model.eval()
-    parameters = list(model.parameters())
+    parameters = trainable(model)
 
     together = torch.autograd.grad(model(values).sum(), parameters)
 
@@ -124,9 +128,21 @@ def test_gradient_of_a_batch_is_the_sum_over_its_rows(model, values):
 
 
 def test_every_parameter_belongs_to_a_layer_with_a_privacy_rule(model):
-    owners = {type(module) for module in model.modules() if list(module.parameters(recurse=False))}
+    owners = {
+        type(module)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+        if parameter.requires_grad
+    }
 
     assert owners == {nn.Linear, nn.RMSNorm, FeatureLinear, GroupedLinear}
+
+
+def test_balance_biases_are_all_that_training_does_not_touch(model):
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+
+    assert frozen == [f"trunk.blocks.{place}.moe.router.balance_bias" for place in range(2)]
+    assert not any(model.get_parameter(name).any() for name in frozen)
 
 
 def test_model_has_no_buffers(model):
@@ -144,9 +160,62 @@ def test_every_parameter_learns_once_the_head_listens(model, values):
     # Many rows, so that every expert is chosen.
     model(values.repeat(20, 1)).square().sum().backward()
 
-    still = [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
+    still = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not parameter.grad.any()
+    ]
 
     assert still == []
+
+
+def gradients(model, values, *, is_checkpointing):
+    model.use_noise_generator(torch.Generator().manual_seed(4))
+    model.use_checkpointing(is_checkpointing)
+    logits = model(values)
+    # Draws between the two passes must not matter.
+    torch.rand(3)
+    return logits, torch.autograd.grad(logits.square().sum(), trainable(model))
+
+
+def test_checkpointing_changes_no_number_although_routing_is_random(model, values):
+    plain_logits, plain = gradients(model.train(), values, is_checkpointing=False)
+
+    logits, again = gradients(model, values, is_checkpointing=True)
+
+    assert torch.equal(logits, plain_logits)
+    torch.testing.assert_close(again, plain, rtol=0, atol=0)
+
+
+def saved_numbers(model, values):
+    """How many numbers the graph keeps for the way back."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(values)
+    assert logits.requires_grad
+    return sum(kept.values())
+
+
+def test_checkpointing_keeps_less(model, values):
+    values = values.repeat(40, 1)
+    whole = saved_numbers(model, values)
+    model.use_checkpointing(True)
+
+    assert saved_numbers(model, values) < whole / 3
+
+
+def test_checkpointing_at_inference_is_the_same_model(model, values):
+    model.eval()
+    before = model(values)
+    model.use_checkpointing(True)
+
+    with torch.inference_mode():
+        assert torch.equal(model(values), before)
 
 
 def test_training_separates_a_simple_table(config, table):

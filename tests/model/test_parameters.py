@@ -198,7 +198,7 @@ def move_tensor(header):
 
 
 def age_format(header):
-    header["__metadata__"]["format"] = "concord-model/0"
+    header["__metadata__"]["format"] = "concord-model/1"
 
 
 def drop_metadata(header):
@@ -237,7 +237,7 @@ def respell_config(header):
         (change_dtype, "expected tensor 'features.weight' as .*F64"),
         (change_shape, r"expected tensor 'head.cls.weight' as .*\[16, 1\]"),
         (move_tensor, "expected tensor 'head.cls.weight'"),
-        (age_format, "expected format 'concord-model/1', got 'concord-model/0'"),
+        (age_format, "expected format 'concord-model/2', got 'concord-model/1'"),
         (drop_metadata, "expected format"),
         (add_metadata, "expected metadata format, config and table"),
         (break_config, "top_k=77"),
@@ -267,9 +267,9 @@ def long_header(text):
         (long_header(b'{"a":NaN}'), "not JSON"),
         (long_header(b"[]"), "not a JSON object"),
         (long_header(b'{"__metadata__":3}'), "expected format"),
-        (long_header(b'{"__metadata__":{"format":["concord-model/1"]}}'), "expected format"),
+        (long_header(b'{"__metadata__":{"format":["concord-model/2"]}}'), "expected format"),
         (
-            long_header(b'{"__metadata__":{"format":"concord-model/1","config":1,"table":2}}'),
+            long_header(b'{"__metadata__":{"format":"concord-model/2","config":1,"table":2}}'),
             "ModelConfig",
         ),
     ],

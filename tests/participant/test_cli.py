@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from participant.budget import SiteBudget
 from participant.cli import app
 from participant.config import load_site
 from participant.supervisor import ensure_budget, only_agent
+from tests.participant.budget_fixtures import DIGEST, TENTH, gaussian, programme
 from tests.participant.stub_coordinator import Authority, joined_home
 from tests.participant.test_supervisor import ready_home
 
@@ -29,6 +31,8 @@ def home(tmp_path: Path) -> Path:
         ["status", "--help"],
         ["data", "check", "--help"],
         ["budget", "show", "--help"],
+        ["budget", "accept-clock", "--help"],
+        ["certificate", "--help"],
     ],
 )
 def test_every_command_explains_itself(arguments: list[str]) -> None:
@@ -85,6 +89,18 @@ def test_status_says_when_nothing_runs(home: Path) -> None:
     assert json.loads(result.stdout) == {"running": False, "agent": None}
 
 
+@pytest.fixture
+def spent_home(home: Path) -> Path:
+    """A home whose budget has two runs in it, one of them declared."""
+    ensure_budget(home, load_site(home))
+    budget = SiteBudget(home / "budget.db", load_site(home).budget)
+    whole = programme(gaussian(60, 4.0))
+    budget.reserve("run-1/1/1", (gaussian(20, 4.0),), programme=whole)
+    budget.spend("run-1/1/1", sha256=DIGEST)
+    budget.reserve("run-2/1/1", TENTH)
+    return home
+
+
 def test_budget_show_states_delta_unit_and_adjacency(home: Path) -> None:
     ensure_budget(home, load_site(home))
 
@@ -93,6 +109,118 @@ def test_budget_show_states_delta_unit_and_adjacency(home: Path) -> None:
     spent = json.loads(result.stdout)
     assert (spent["epsilon"], spent["contract_epsilon"]) == (0.0, 8.0)
     assert (spent["unit"], spent["adjacency"]) == ("patient", "add-or-remove-one")
+    assert (spent["runs"], spent["rounds_left"]) == ([], None)
+
+
+def test_budget_show_tells_the_runs_and_how_far_the_rest_reaches(spent_home: Path) -> None:
+    shown = run(app, ["budget", "show", "--home", str(spent_home), "--json"])
+
+    spent = json.loads(shown.stdout)
+    assert 0 < spent["epsilon"] <= spent["filter_epsilon"] < 8.0
+    assert spent["rounds_left"] > 10
+    assert [(r["run"], r["charges"], r["releases"], r["is_declared"]) for r in spent["runs"]] == [
+        ("run-1", 1, 1, True),
+        ("run-2", 1, 0, False),
+    ]
+
+
+def test_budget_show_is_a_table_for_people(spent_home: Path) -> None:
+    text = run(app, ["budget", "show", "--home", str(spent_home)]).stdout
+
+    assert 'Privacy budget of data set "st-anna"' in text
+    assert "epsilon 8 at delta 1e-05, without end" in text
+    assert "patient, adjacency add-or-remove-one" in text
+    assert "by the filter of order" in text
+    assert "run-2" in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_budget_show_warns_of_a_weak_contract(home: Path) -> None:
+    site = home / "site.toml"
+    site.write_text(site.read_text().replace("epsilon = 8.0", "epsilon = 20.0"))
+    ensure_budget(home, load_site(home))
+
+    text = run(app, ["budget", "show", "--home", str(home)]).stdout
+
+    assert "Warning: The contract's epsilon of 20 is weak" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", ["budget.png", "budget.svg"])
+def test_budget_show_draws_how_the_budget_was_used_up(
+    spent_home: Path, tmp_path: Path, name: str
+) -> None:
+    result = run(app, ["budget", "show", "--home", str(spent_home), "--plot", str(tmp_path / name)])
+
+    assert result.exit_code == 0
+    assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_budget_is_drawn_before_anything_was_charged(home: Path, tmp_path: Path) -> None:
+    ensure_budget(home, load_site(home))
+    picture = tmp_path / "budget.png"
+
+    run(app, ["budget", "show", "--home", str(home), "--plot", str(picture)])
+
+    assert picture.stat().st_size > 5_000
+
+
+def test_picture_of_an_unknown_kind_is_not_understood(spent_home: Path, tmp_path: Path) -> None:
+    picture = str(tmp_path / "budget.cake")
+
+    result = run(app, ["budget", "show", "--home", str(spent_home), "--plot", picture])
+
+    assert result.exit_code == 2
+    assert "budget.cake" in result.stderr
+
+
+def test_clock_that_is_right_is_not_accepted_once_more(spent_home: Path) -> None:
+    result = run(app, ["budget", "accept-clock", "--home", str(spent_home), "--json"])
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["kind"] == "BudgetError"
+
+
+def test_certificate_is_written_and_holds(spent_home: Path) -> None:
+    written = run(app, ["certificate", "--home", str(spent_home)])
+    checked = run(app, ["certificate", "--verify", str(spent_home / "certificate.json"), "--json"])
+
+    assert (written.exit_code, checked.exit_code) == (0, 0)
+    assert json.loads(checked.stdout)["holds"] is True
+
+
+def test_certificate_on_standard_output_is_the_one_object(spent_home: Path) -> None:
+    result = run(app, ["certificate", "--home", str(spent_home), "--json"])
+
+    assert json.loads(result.stdout)["format"] == "concord/privacy-certificate/v1"
+    assert not (spent_home / "certificate.json").exists()
+
+
+def test_certificate_that_was_changed_ends_with_1(spent_home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "certificate.json"
+    run(app, ["certificate", "--home", str(spent_home), "--out", str(out)])
+    out.write_text(out.read_text().replace('"site": "st-anna"', '"site": "st-bernard"'))
+
+    result = run(app, ["certificate", "--verify", str(out)])
+
+    assert result.exit_code == 1
+    assert "FAILS  signature" in result.stdout
+    assert "holds  chain" in result.stdout
+
+
+def test_certificate_of_another_key_ends_with_1(spent_home: Path) -> None:
+    run(app, ["certificate", "--home", str(spent_home)])
+    path = str(spent_home / "certificate.json")
+
+    assert run(app, ["certificate", "--verify", path, "--key", "ab" * 32]).exit_code == 1
+
+
+def test_checking_what_is_no_certificate_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "certificate.json").write_text("hello")
+
+    result = run(app, ["certificate", "--verify", str(tmp_path / "certificate.json"), "--json"])
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["kind"] == "CertificateError"
 
 
 def test_budget_show_without_a_budget_is_an_error(home: Path) -> None:

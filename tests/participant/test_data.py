@@ -1,11 +1,12 @@
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from model.schema import CategoryColumn, LabelColumn, NumericColumn, TableSchema
-from participant.config import DataSource
+from participant.config import SITE_TEMPLATE, DataSource, load_site
 from participant.data import SiteData, load_table
 from participant.errors import DataError
 
@@ -248,3 +249,148 @@ def test_two_hundred_thousand_rows_are_read_in_seconds(tmp_path: Path) -> None:
 
     assert time.process_time() - start < 5.0
     np.testing.assert_allclose(data.values_NF[:, 0], numbers, rtol=1e-6)
+
+
+PATIENT_HEADER = f"{HEADER},patient_id"
+
+
+def write_patients(
+    folder: Path, patients: list[str], *, rows: tuple[str, ...] = ROWS, name: str = "patient_id"
+) -> DataSource:
+    """Row i of the small table belongs to `patients[i]`."""
+    lines = tuple(f"{row},{patient}" for row, patient in zip(rows, patients, strict=True))
+    source = write_csv(folder, header=PATIENT_HEADER, rows=lines)
+    return replace(source, patient_column=name)
+
+
+def test_without_a_patient_column_every_row_is_a_patient(tmp_path: Path) -> None:
+    data = load_table(write_csv(tmp_path), TABLE)
+
+    assert data.units_N.tolist() == list(range(12))
+    assert data.units_N.dtype == np.int64
+    assert data.patients == 12
+
+
+def test_rows_of_a_patient_are_put_side_by_side_in_their_order(tmp_path: Path) -> None:
+    patients = ["b", "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "a"]
+
+    data = load_table(write_patients(tmp_path, patients), TABLE)
+
+    assert data.units_N.tolist() == [0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert data.values_NF[:, 2].tolist() == [40, 42, 41, 51, *range(43, 51)]
+    assert data.labels_N.tolist() == [float(age % 3 != 1) for age in data.values_NF[:, 2]]
+    assert (data.patients, data.ignored_columns) == (10, ())
+
+
+def test_patients_are_told_apart_however_they_are_called(tmp_path: Path) -> None:
+    patients = ["007", "7", "7.0", " 7", "Ann Lee", "ann lee", "-3", "1e3", "ü", "0", "9" * 30, "x"]
+
+    data = load_table(write_patients(tmp_path, patients), TABLE)
+
+    assert data.patients == 10
+    assert np.bincount(data.units_N).tolist() == [1, 3, 1, 1, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("cell", ["", "  ", "NA", "?"])
+def test_row_that_is_nobodys_is_named(tmp_path: Path, cell: str) -> None:
+    patients = [*"abcd", cell, *"fghijkl"]
+
+    with pytest.raises(DataError) as caught:
+        load_table(write_patients(tmp_path, patients), TABLE)
+
+    error = caught.value
+    assert (error.column, error.row, error.line) == ("patient_id", 5, 6)
+    assert "whose record it is" in error.local_message
+
+
+def test_bad_value_is_named_by_its_row_in_the_source_not_by_its_patient(tmp_path: Path) -> None:
+    patients = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "a"]
+    rows = with_row(11, "200,4,50,1")
+
+    with pytest.raises(DataError) as caught:
+        load_table(write_patients(tmp_path, patients, rows=rows), TABLE)
+
+    assert (caught.value.column, caught.value.row) == ("thal", 12)
+
+
+def test_patients_are_counted_and_not_rows(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_table(write_patients(tmp_path, [*"abcdefghi", *"iii"]), TABLE)
+
+    assert "holds 9 patient(s); a site needs at least 10" in caught.value.local_message
+
+
+def test_patient_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_table(write_patients(tmp_path, list("abcdefghijkl"), name="pid"), TABLE)
+
+    assert caught.value.column == "pid"
+    assert "the column is missing" in caught.value.local_message
+
+
+@pytest.mark.parametrize("column", ["age", "num"])
+def test_patient_column_must_not_be_one_of_the_schema(tmp_path: Path, column: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load_table(replace(write_csv(tmp_path), patient_column=column), TABLE)
+
+    assert caught.value.column == column
+    assert "is a column of the schema" in caught.value.local_message
+
+
+def test_what_may_leave_the_site_does_not_name_a_patient(tmp_path: Path) -> None:
+    patients = ["Jane Doe", *"bcdefghijk", ""]
+
+    with pytest.raises(DataError) as caught:
+        load_table(write_patients(tmp_path, patients), TABLE)
+
+    assert "Jane" not in f"{caught.value!s}{caught.value!r}"
+    assert "patient_id" not in f"{caught.value!s}{caught.value!r}"
+
+
+def test_repr_shows_no_patient(tmp_path: Path) -> None:
+    data = load_table(write_patients(tmp_path, list("abcdefghijkl")), TABLE)
+
+    assert repr(data) == "SiteData(ignored_columns=())"
+
+
+def site_data(units: list[int], *, labels: int) -> SiteData:
+    return SiteData(
+        values_NF=np.zeros((3, 2), np.float32),
+        labels_N=np.zeros(labels, np.float32),
+        units_N=np.array(units, np.int64),
+        ignored_columns=(),
+    )
+
+
+@pytest.mark.parametrize("units", [[1, 1, 2], [0, 2, 2], [0, 1, 0], [-1, 0, 1]])
+def test_units_with_gaps_or_out_of_order_are_refused(units: list[int]) -> None:
+    with pytest.raises(ValueError, match="ascending from 0 without gaps"):
+        site_data(units, labels=3)
+
+
+@pytest.mark.parametrize(("units", "labels"), [([0, 1], 3), ([0, 1, 2], 2)])
+def test_arrays_of_unequal_length_are_refused(units: list[int], labels: int) -> None:
+    with pytest.raises(ValueError, match="as many values and units as labels"):
+        site_data(units, labels=labels)
+
+
+def test_no_record_is_no_patient() -> None:
+    empty = SiteData(
+        values_NF=np.zeros((0, 2), np.float32), labels_N=np.zeros(0, np.float32), ignored_columns=()
+    )
+
+    assert empty.patients == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "expected"), [("# patient_column", None), ("patient_column", "patient_id")]
+)
+def test_patient_column_of_the_site_file_is_taken_up_once_it_is_no_comment(
+    tmp_path: Path, old: str, expected: str | None
+) -> None:
+    text = SITE_TEMPLATE.substitute(
+        site="st-anna", gateway="fl.example:1", exchange="fl.example:2", data_set="heart"
+    )
+    (tmp_path / "site.toml").write_text(text.replace("# patient_column", old))
+
+    assert load_site(tmp_path).data.patient_column == expected

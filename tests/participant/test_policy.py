@@ -8,6 +8,7 @@ import pytest
 from coordinator.wire.plan import PrivacyPlan, RoundPlan, TrainingPlan
 from model.config import TIERS
 from model.schema import CategoryColumn, LabelColumn, TableSchema
+from participant.config import BudgetContract
 from participant.errors import PolicyRefusal
 from participant.policy import EpsilonOf, SitePolicy
 from privacy.dp.accounting import epsilon_spent
@@ -17,6 +18,7 @@ from privacy.secagg.plan import SumPlan
 BUNDLE = "ab" * 32
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 POLICY = SitePolicy(bundles=(BUNDLE,))
+CONTRACT = BudgetContract(data_set="small", epsilon=8.0, delta=1e-5, honest_sites=2)
 TABLE = TableSchema(
     name="small",
     version=1,
@@ -82,6 +84,7 @@ def check(
         bundle=bundle,
         schema=TABLE.digest,
         run_events=(),
+        contract=CONTRACT,
         now=NOW,
         epsilon_of=total_is(total),
     )
@@ -201,6 +204,7 @@ def test_cost_is_reckoned_by_the_real_accountant() -> None:
             bundle=BUNDLE,
             schema=TABLE.digest,
             run_events=run_events(too_modest),
+            contract=CONTRACT,
             now=NOW,
         )
 
@@ -238,6 +242,50 @@ def test_refused_plan_is_not_reckoned() -> None:
             bundle=BUNDLE,
             schema=TABLE.digest,
             run_events=(),
+            contract=CONTRACT,
             now=NOW,
             epsilon_of=must_not_run,
         )
+
+
+DISTRIBUTED = replace(
+    PLAN,
+    training=replace(PLAN.training, local_steps=1),
+    privacy=replace(PLAN.privacy, mechanism="distributed-dp", honest_sites=2),
+)
+
+
+def test_distributed_noise_is_permitted_if_the_site_trusts_as_many_sites() -> None:
+    check(DISTRIBUTED)
+
+
+@pytest.mark.parametrize(
+    ("plan", "clause"),
+    [
+        (replace(DISTRIBUTED, training=PLAN.training), "plan.distributed"),
+        (
+            replace(DISTRIBUTED, privacy=replace(DISTRIBUTED.privacy, honest_sites=3)),
+            "budget.honest_sites",
+        ),
+        (
+            replace(DISTRIBUTED, privacy=replace(DISTRIBUTED.privacy, honest_sites=4)),
+            "plan.distributed",
+        ),
+    ],
+)
+def test_distributed_noise_that_would_not_be_there_is_refused(plan: RoundPlan, clause: str) -> None:
+    with pytest.raises(PolicyRefusal) as caught:
+        check(plan)
+
+    assert caught.value.clause == clause
+
+
+def test_distributed_noise_in_a_sum_that_hides_nothing_is_refused_whatever_the_policy() -> None:
+    plan = replace(DISTRIBUTED, secure_sum=replace(PLAN.secure_sum, scheme="plain"))
+    with pytest.raises(PolicyRefusal, match=r"plan\.distributed"):
+        check(plan, replace(POLICY, secure_sum_schemes=("mask", "plain")))
+
+
+def test_a_plan_for_another_unit_than_the_contract_s_is_refused() -> None:
+    with pytest.raises(PolicyRefusal, match=r"plan\.unit"):
+        check(with_privacy(unit="customer"))

@@ -1,24 +1,35 @@
+import hashlib
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from coordinator.wire.contribution import LOSS_CAP
+from coordinator.wire.charges import attempt_events, gradient_event, run_events
+from coordinator.wire.contribution import LABELS, LOSS_CAP, SCORE_BINS, contribution_layout
 from participant.budget import SiteBudget
 from participant.config import BudgetContract
-from participant.errors import BudgetExhausted, OutboxError, PolicyRefusal, RoundAborted
+from participant.errors import (
+    BudgetError,
+    BudgetExhausted,
+    OutboxError,
+    PolicyRefusal,
+    RoundAborted,
+)
 from participant.outbox import Outbox, StoredSeals
 from participant.policy import SitePolicy
-from participant.release import ReleaseGate, attempt_events, run_events
+from participant.release import Evaluation, ReleaseGate, score_counts
 from privacy.dp.accounting import epsilon_spent
 from privacy.dp.events import DiscreteLaplace, SubsampledGaussian
 from privacy.dp.updates import ModelUpdate, NoisedUpdate
 from privacy.secagg.protocol import seal_key
 from tests.sims.small_federation import WITH_DP, small_plan, small_spec
 
-PARAMETERS = 20
+PLAN = small_plan(small_spec(Path(tempfile.mkdtemp())))
+PARAMETERS = contribution_layout(PLAN.model, PLAN.table, PLAN.privacy).parameters
 CHANGE = np.linspace(-0.2, 0.2, PARAMETERS, dtype=np.float32)
+PATIENTS = 40
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +69,26 @@ class Site:
     def restart(self):
         return Site(self.folder, self.epsilon, self.require_dp)
 
-    def contribute(self, plan, change=CHANGE, *, update=None, patients=40.0, losses=0.7):
+    def contribute(
+        self, plan, change=CHANGE, *, update=None, patients=40.0, losses=0.7, loads=None
+    ):
         """What the site would seal; counts how often it had to compute."""
 
         def train():
             self.computed += 1
             if update is not None:
                 return update
-            if plan.privacy.mechanism == "none":
+            if not plan.privacy.is_private:
                 return ModelUpdate(values=change)
-            return NoisedUpdate(values=change, events=attempt_events(plan)[:1])
+            event = gradient_event(plan.privacy, plan.training)
+            return NoisedUpdate(values=change, events=(event,), statistics=loads)
 
-        return self.gate.contribution(
-            plan, patients=patients, train=train, losses=lambda: np.full(40, losses)
+        found = Evaluation(
+            losses_U=np.full(PATIENTS, losses),
+            scores_U=np.linspace(0.0, 1.0, PATIENTS),
+            labels_U=np.arange(PATIENTS, dtype=np.float32) % 2,
         )
+        return self.gate.contribution(plan, patients=patients, train=train, evaluate=lambda: found)
 
     def seal(self, plan):
         """The secure sum's journal remembers that a vector was sealed in this attempt."""
@@ -88,8 +105,9 @@ def site(tmp_path):
 
 def test_an_attempt_is_charged_before_anything_is_computed(site, spec):
     charge = site.gate.charge(small_plan(spec))
-    assert charge.events == attempt_events(small_plan(spec))
-    assert 0 < charge.epsilon_after <= 8.0
+    plan = small_plan(spec)
+    assert charge.events == attempt_events(plan.privacy, plan.training)
+    assert 0 < site.budget.spent().epsilon <= 8.0
     assert site.computed == 0
     assert site.intents() == ["small/count", f"small/1/1/{'ab' * 32}"]
 
@@ -109,8 +127,7 @@ def test_a_contract_without_room_refuses_and_stays_as_it_was(tmp_path, spec):
     site = Site(tmp_path, epsilon=0.5)
     with pytest.raises(BudgetExhausted, match="refused and not charged"):
         site.gate.charge(small_plan(spec))
-    assert site.intents() == ["small/count"]
-    assert site.budget.spent().epsilon <= 0.5
+    assert site.intents() == []
 
 
 def test_the_whole_run_costs_no_more_than_the_plan_says(spec):
@@ -120,11 +137,11 @@ def test_the_whole_run_costs_no_more_than_the_plan_says(spec):
         sample_rate=0.5, noise_multiplier=plan.privacy.noise_multiplier, steps=2
     )
     loss = DiscreteLaplace(epsilon=0.02, sensitivity=64)
-    assert attempt_events(plan) == (one, loss)
+    assert attempt_events(plan.privacy, plan.training) == (one, loss)
     assert run_events(plan) == (
         replace(one, steps=6),
-        replace(loss, count=3),
         DiscreteLaplace(epsilon=0.1),
+        replace(loss, count=3),
     )
 
 
@@ -286,6 +303,72 @@ def test_a_run_cannot_charge_more_attempts_than_its_noise_was_calibrated_for(tmp
         site.contribute(plan)
         site.seal(plan)
     before = site.intents()
-    with pytest.raises(PolicyRefusal, match="max_epsilon"):
+    with pytest.raises(BudgetExhausted, match="declared"):
         site.gate.charge(plans[3])
     assert site.intents() == before
+
+
+def test_what_leaves_is_written_into_the_budget_before_it_does(site, spec):
+    plan = small_plan(spec)
+    site.gate.charge(plan)
+    site.gate.patients(plan, PATIENTS)
+    vector = site.contribute(plan)
+    site.gate.spend(plan, vector)
+    digests = {release.intent: release.sha256 for release in site.budget.releases()}
+    assert digests[f"small/1/1/{'ab' * 32}"] == hashlib.sha256(vector.tobytes()).hexdigest()
+    assert set(digests) == {"small/count", f"small/1/1/{'ab' * 32}"}
+
+
+def test_other_bytes_do_not_leave_under_the_same_charge(site, spec):
+    plan = small_plan(spec)
+    site.gate.charge(plan)
+    site.gate.patients(plan, PATIENTS)
+    site.gate.spend(plan, site.contribute(plan))
+    with pytest.raises(BudgetError, match="other bytes"):
+        site.gate.spend(plan, np.zeros(3, np.float32))
+
+
+def test_a_vector_whose_count_was_never_stored_does_not_leave(site, spec):
+    plan = small_plan(spec)
+    site.gate.charge(plan)
+    with pytest.raises(RoundAborted, match="not in the outbox"):
+        site.gate.spend(plan, site.contribute(plan))
+
+
+def test_every_patient_stands_in_one_bin_of_label_and_score():
+    found = Evaluation(
+        losses_U=np.zeros(5),
+        scores_U=np.array([0.0, 0.999, 1.0, np.nan, 0.5]),
+        labels_U=np.array([0, 0, 1, 1, 1], np.float32),
+    )
+    counts = score_counts(found).reshape(LABELS, SCORE_BINS)
+    assert counts.sum() == 5
+    assert (counts[0, 0], counts[0, -1]) == (1, 1)
+    assert (counts[1, 0], counts[1, SCORE_BINS // 2], counts[1, -1]) == (1, 1, 1)
+
+
+def counts_of(vector, plan):
+    return vector[PARAMETERS : PARAMETERS + LABELS * SCORE_BINS] * plan.weight_cap
+
+
+def test_patients_by_score_are_exact_without_privacy_and_noised_with_it(tmp_path, spec, open_spec):
+    (tmp_path / "open").mkdir()
+    open_plan = small_plan(open_spec)
+    open_plan = replace(open_plan, privacy=replace(open_plan.privacy, auc_epsilon=0.05))
+    exact = Site(tmp_path / "open", require_dp=False).contribute(open_plan)
+    assert counts_of(exact, open_plan).sum() == pytest.approx(PATIENTS, abs=1e-3)
+    plan = small_plan(spec)
+    plan = replace(plan, privacy=replace(plan.privacy, auc_epsilon=0.05))
+    noised = Site(tmp_path).contribute(plan)
+    # Forty draws of scale 20: that none is above 0 in size has probability 0.025 ** 40.
+    assert np.abs(counts_of(noised, plan) - counts_of(exact, open_plan)).max() > 0.5
+
+
+def test_loads_ride_in_the_vector(tmp_path, spec):
+    plan = small_plan(spec)
+    privacy = replace(plan.privacy, load_noise_multiplier=30.0)
+    loads = np.array([10.0, 30.0], np.float32)
+    vector = Site(tmp_path).contribute(replace(plan, privacy=privacy), loads=loads)
+    assert vector[PARAMETERS:-2] * plan.weight_cap * plan.training.local_steps == pytest.approx(
+        loads
+    )

@@ -1,4 +1,5 @@
 import os
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from model.schema import CategoryColumn, LabelColumn, NumericColumn, TableSchema
 from participant.config import DataSource
 from participant.data import SiteData, load_table
 from participant.errors import DataError
+from participant.tables import read_raw_table
 
 TABLE = TableSchema(
     name="small",
@@ -202,3 +204,101 @@ def test_parquet_booleans_are_the_codes_0_and_1(tmp_path: Path) -> None:
 
     assert data.values_NF[:2, 0].tolist() == [1.0, 0.0]
     assert data.labels_N[:2].tolist() == [0.0, 1.0]
+
+
+PATIENTS = [*range(10), 0, 1]
+
+
+def test_parquet_patients_may_be_numbers(tmp_path: Path) -> None:
+    frame().assign(pid=PATIENTS).to_parquet(tmp_path / "p.parquet")
+    source = DataSource(kind="parquet", path=tmp_path / "p.parquet", patient_column="pid")
+
+    data = load_table(source, TABLE)
+
+    assert data.units_N.tolist() == [0, 0, 1, 1, *range(2, 10)]
+    assert data.values_NF[:4, 2].tolist() == [40, 50, 41, 51]
+
+
+def test_parquet_patient_without_a_number_is_named(tmp_path: Path) -> None:
+    frame().assign(pid=pd.array([None, *PATIENTS[1:]], dtype="Int64")).to_parquet(
+        tmp_path / "p.parquet"
+    )
+
+    with pytest.raises(DataError) as caught:
+        load_table(
+            DataSource(kind="parquet", path=tmp_path / "p.parquet", patient_column="pid"), TABLE
+        )
+
+    assert (caught.value.column, caught.value.row) == ("pid", 1)
+
+
+def test_floating_point_patients_too_large_to_tell_apart_are_refused(tmp_path: Path) -> None:
+    frame().assign(pid=[*map(float, PATIENTS[:11]), 2.0**53]).to_parquet(tmp_path / "p.parquet")
+
+    with pytest.raises(DataError) as caught:
+        load_table(
+            DataSource(kind="parquet", path=tmp_path / "p.parquet", patient_column="pid"), TABLE
+        )
+
+    assert (caught.value.column, caught.value.row) == ("pid", 12)
+    assert "too large to tell patients apart" in caught.value.local_message
+
+
+def test_parquet_integers_are_told_apart_however_large(tmp_path: Path) -> None:
+    frame().assign(pid=[2**62 + number for number in PATIENTS]).to_parquet(tmp_path / "p.parquet")
+    source = DataSource(kind="parquet", path=tmp_path / "p.parquet", patient_column="pid")
+
+    assert load_table(source, TABLE).patients == 10
+
+
+@pytest.mark.parametrize("start", [0, 2**62])
+def test_database_patients_are_told_apart_however_large_their_numbers(
+    tmp_path: Path, start: int
+) -> None:
+    path = write_sqlite(tmp_path, frame().assign(pid=[start + number for number in PATIENTS]))
+
+    data = load_table(
+        DataSource(
+            kind="database", url=f"sqlite:///{path}", table="patients", patient_column="pid"
+        ),
+        TABLE,
+    )
+
+    assert data.units_N.tolist() == [0, 0, 1, 1, *range(2, 10)]
+    assert data.ignored_columns == ("name",)
+
+
+def test_database_patients_are_left_as_the_driver_gave_them(tmp_path: Path) -> None:
+    # Among missing values pandas would make floats of them, and one number of the first two.
+    numbers = [2**53, 2**53 + 1, None, *range(9)]
+    table = frame().assign(pid=pd.array(numbers, dtype="Int64"))
+    url = f"sqlite:///{write_sqlite(tmp_path, table)}"
+
+    raw = read_raw_table(
+        DataSource(kind="database", url=url, table="patients"), ("chol",), identifier="pid"
+    )
+
+    assert raw.columns["pid"].tolist() == numbers
+
+
+def test_parquet_decimals_are_not_rounded_to_one_patient(tmp_path: Path) -> None:
+    exact = np.array([Decimal(2**60 + number) for number in PATIENTS], dtype=object)
+    frame().assign(pid=exact).to_parquet(tmp_path / "p.parquet")
+    source = DataSource(kind="parquet", path=tmp_path / "p.parquet", patient_column="pid")
+
+    assert load_table(source, TABLE).patients == 10
+
+
+def test_database_null_patient_is_named(tmp_path: Path) -> None:
+    table = frame().assign(pid=pd.array([*PATIENTS[:11], None], dtype="Int64"))
+    path = write_sqlite(tmp_path, table)
+
+    with pytest.raises(DataError) as caught:
+        load_table(
+            DataSource(
+                kind="database", url=f"sqlite:///{path}", table="patients", patient_column="pid"
+            ),
+            TABLE,
+        )
+
+    assert (caught.value.column, caught.value.row) == ("pid", 12)

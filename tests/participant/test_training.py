@@ -3,13 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from coordinator.wire.charges import gradient_event
 from coordinator.wire.contribution import LOSS_CAP
 from model.build import build_model
 from model.parameters import model_to_vector
 from participant.config import DataSource
 from participant.data import load_table
-from participant.release import attempt_events
-from participant.training import clipped_losses, train_update, training_random, training_task
+from participant.training import evaluate, train_update, training_random, training_task
 from privacy.dp.updates import ModelUpdate, NoisedUpdate
 from privacy.randomness import OsRandom
 from tests.sims.small_federation import PATIENTS, WITH_DP, small_plan, small_spec, small_table
@@ -44,7 +44,8 @@ def small(tmp_path_factory):
 def test_training_with_privacy_gives_a_noised_update_that_costs_what_was_charged(small):
     update = small.train(small.private_plan)
     assert isinstance(update, NoisedUpdate)
-    assert set(update.events) <= set(attempt_events(small.private_plan))
+    plan = small.private_plan
+    assert update.events == (gradient_event(plan.privacy, plan.training),)
     assert update.values.shape == small.base.shape
 
 
@@ -106,7 +107,7 @@ def test_training_that_diverges_gives_no_update(small):
 
 
 def test_losses_are_one_for_each_patient_within_the_cap(small):
-    losses = clipped_losses(small.open_plan, small.data, base=small.base)
+    losses = evaluate(small.open_plan, small.data, base=small.base).losses_U
     assert losses.shape == (PATIENTS,)
     assert losses.dtype == np.float64
     assert losses.min() >= 0
@@ -114,11 +115,12 @@ def test_losses_are_one_for_each_patient_within_the_cap(small):
 
 
 def test_a_model_gone_wild_costs_every_patient_no_more_than_the_cap(small):
-    wild = clipped_losses(small.open_plan, small.data, base=small.base * np.float32(1e18))
+    found = evaluate(small.open_plan, small.data, base=small.base * np.float32(1e18))
+    wild = found.losses_U
     assert np.isfinite(wild).all()
     assert wild.max() <= LOSS_CAP
 
 
 def test_a_base_model_of_another_length_is_refused(small):
     with pytest.raises(ValueError, match="flat vector"):
-        clipped_losses(small.open_plan, small.data, base=small.base[:-1])
+        evaluate(small.open_plan, small.data, base=small.base[:-1])

@@ -3,10 +3,15 @@ import math
 import pytest
 
 from privacy.dp.events import (
+    MAX_CATEGORIES,
+    MAX_COUNT,
     MAX_SENSITIVITY,
+    MAX_UNITS,
     DiscreteLaplace,
     Event,
+    RandomisedResponse,
     SubsampledGaussian,
+    TruncatedSubsampledGaussian,
     event_from_json,
     event_to_json,
 )
@@ -14,8 +19,13 @@ from privacy.dp.events import (
 GAUSSIAN = SubsampledGaussian(sample_rate=0.1, noise_multiplier=1.5, steps=20)
 LAPLACE = DiscreteLaplace(epsilon=0.05, sensitivity=100, count=3)
 
+RESPONSE = RandomisedResponse(epsilon=2.0, categories=5, count=1)
+TRUNCATED = TruncatedSubsampledGaussian(
+    sample_rate=0.1, noise_multiplier=1.5, steps=20, units=1000, largest_batch=150
+)
 
-@pytest.mark.parametrize("event", [GAUSSIAN, LAPLACE])
+
+@pytest.mark.parametrize("event", [GAUSSIAN, LAPLACE, RESPONSE, TRUNCATED])
 def test_an_event_survives_its_json(event: Event) -> None:
     assert event_from_json(event_to_json(event)) == event
 
@@ -26,6 +36,13 @@ def test_the_json_of_an_event_is_canonical() -> None:
     )
     assert event_to_json(LAPLACE) == (
         '{"count":3,"epsilon":0.05,"kind":"discrete-laplace/v1","sensitivity":100}'
+    )
+    assert event_to_json(RESPONSE) == (
+        '{"categories":5,"count":1,"epsilon":2.0,"kind":"randomised-response/v1"}'
+    )
+    assert event_to_json(TRUNCATED) == (
+        '{"kind":"truncated-subsampled-gaussian/v1","largest_batch":150,"noise_multiplier":1.5,"sample_rate":0.1,'
+        '"steps":20,"units":1000}'
     )
 
 
@@ -51,6 +68,19 @@ def test_a_whole_number_written_for_a_fraction_gives_an_equal_event() -> None:
         ('{"kind":"discrete-laplace/v1","epsilon":"1","sensitivity":1,"count":1}', "epsilon"),
         ('{"kind":"discrete-laplace/v1","epsilon":NaN,"sensitivity":1,"count":1}', "epsilon=nan"),
         ('{"kind":"discrete-laplace/v1","epsilon":-1.0,"sensitivity":1,"count":1}', "epsilon=-1.0"),
+        ('{"kind":"randomised-response/v1","epsilon":1.0,"count":1}', "fields"),
+        (
+            '{"kind":"randomised-response/v1","epsilon":1.0,"count":1,"categories":2.0}',
+            "categories",
+        ),
+        (
+            '{"kind":"randomised-response/v1","epsilon":1.0,"count":1,"categories":1}',
+            "categories=1",
+        ),
+        (
+            '{"kind":"randomised-response/v2","epsilon":1.0,"count":1,"categories":2}',
+            "unknown kind",
+        ),
     ],
 )
 def test_what_is_not_an_event_is_refused(text: str, complaint: str) -> None:
@@ -94,3 +124,43 @@ def test_a_discrete_laplace_out_of_range_is_refused_by_name(field: str, value: f
     arguments = {"epsilon": 0.1} | {field: value}
     with pytest.raises(ValueError, match=f"{field}={value}"):
         DiscreteLaplace(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epsilon", -0.1),
+        ("epsilon", math.nan),
+        ("categories", 1),
+        ("categories", MAX_CATEGORIES + 1),
+        ("count", -1),
+        ("count", MAX_COUNT + 1),
+    ],
+)
+def test_a_randomised_response_out_of_range_is_refused_by_name(field: str, value: float) -> None:
+    arguments = {"epsilon": 0.1, "categories": 2} | {field: value}
+    with pytest.raises(ValueError, match=f"{field}={value}"):
+        RandomisedResponse(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sample_rate", 1.5),
+        ("noise_multiplier", -1.0),
+        ("steps", MAX_COUNT + 1),
+        ("units", 0),
+        ("units", MAX_UNITS + 1),
+        ("largest_batch", 0),
+    ],
+)
+def test_a_truncated_gaussian_out_of_range_is_refused_by_name(field: str, value: float) -> None:
+    arguments = {
+        "sample_rate": 0.1,
+        "noise_multiplier": 1.0,
+        "steps": 1,
+        "units": 100,
+        "largest_batch": 20,
+    } | {field: value}
+    with pytest.raises(ValueError, match=f"{field}={value}"):
+        TruncatedSubsampledGaussian(**arguments)  # type: ignore[arg-type]

@@ -1,14 +1,17 @@
 """Bounds of six standard deviations: an error rate below 1e-8 per test where the source is not seeded."""
 
+import hashlib
+import inspect
 import math
 import os
 
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
 
-from privacy.randomness import OsRandom, Random, SeededRandom
+from privacy.randomness import BYTES_PER_KEY, OsRandom, Random, SeededRandom
 
 SOURCES = [OsRandom(), SeededRandom(7, "tests")]
 each_source = pytest.mark.parametrize("random", SOURCES, ids=["os", "seeded"])
@@ -76,27 +79,56 @@ def test_randbelow_refuses_an_empty_range() -> None:
 
 @each_source
 @pytest.mark.statistical
-def test_standard_normals_pass_a_kolmogorov_smirnov_test(random: Random) -> None:
-    draws = random.standard_normal(200_001)
-    assert draws.dtype == torch.float32
-    assert stats.kstest(draws.numpy(), "norm").pvalue > 1e-8
+def test_every_digit_of_the_words_is_a_fair_coin(random: Random) -> None:
+    words = random.words(100_000)
+    assert words.dtype == np.uint64
+    ones = np.unpackbits(words.view(np.uint8)).reshape(-1, 64).sum(axis=0, dtype=np.int64)
+    assert abs(ones - 50_000).max() < 6 * math.sqrt(25_000)
 
 
-@pytest.mark.statistical
-def test_neighbouring_normals_are_uncorrelated() -> None:
-    first, second = SeededRandom(3).standard_normal(400_000).reshape(2, -1)
-    assert abs(float((first * second).mean())) < 6 / math.sqrt(200_000)
+@each_source
+def test_words_belong_to_the_caller_alone(random: Random) -> None:
+    first = random.words(4)
+    kept = first.copy()
+    random.words(4)[:] = 0
+    assert (first == kept).all()
+    assert random.words(0).shape == (0,)
 
 
-def test_no_normals_can_be_asked_for() -> None:
-    assert OsRandom().standard_normal(0).shape == (0,)
+@each_source
+def test_a_negative_number_of_words_is_refused(random: Random) -> None:
+    with pytest.raises(ValueError, match="count=-1"):
+        random.words(-1)
+
+
+def test_the_stream_does_not_depend_on_the_pieces_in_which_it_is_read() -> None:
+    count = 3 * BYTES_PER_KEY // 8 + 5
+    whole, pieces = SeededRandom(4).words(count), SeededRandom(4)
+    parts = [pieces.words(size) for size in (1, BYTES_PER_KEY // 8, count - 1 - BYTES_PER_KEY // 8)]
+    assert (whole == np.concatenate(parts)).all()
+
+
+def test_a_key_serves_so_many_bytes_and_then_another_one_follows() -> None:
+    words = SeededRandom(4).words(BYTES_PER_KEY // 4)
+    first, second = words.reshape(2, -1)
+    key = hashlib.sha256(b"concord/seeded-random/v1\0" + (1).to_bytes(8, "big") + b"4").digest()
+    cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    stream = np.frombuffer(cipher.update(bytes(2 * BYTES_PER_KEY)), dtype="<u8").reshape(2, -1)
+    assert (first == stream[0]).all()
+    assert not (second == stream[1]).any()
+
+
+def test_no_seed_and_no_key_can_be_given_to_the_source_of_real_releases() -> None:
+    assert list(inspect.signature(OsRandom).parameters) == []
+    with pytest.raises(TypeError):
+        OsRandom(7)  # type: ignore[call-arg]
 
 
 def test_a_seed_and_its_labels_fix_every_draw() -> None:
     once, again = SeededRandom(1, "site", "3"), SeededRandom(1, "site", "3")
     assert once.poisson_sample(100, 0.5).tolist() == again.poisson_sample(100, 0.5).tolist()
     assert once.randbelow(10**9) == again.randbelow(10**9)
-    assert torch.equal(once.standard_normal(9), again.standard_normal(9))
+    assert (once.words(9) == again.words(9)).all()
     assert torch.equal(
         torch.rand(9, generator=once.torch_generator()),
         torch.rand(9, generator=again.torch_generator()),
@@ -112,6 +144,7 @@ def test_seeded_draws_are_the_same_on_every_machine() -> None:
     random = SeededRandom(42, "vector")
     assert random.randbelow(2**64) == 5905944587468273531
     assert random.poisson_sample(20, 0.3).tolist() == [1, 4, 11, 12, 18]
+    assert random.words(2 * BYTES_PER_KEY // 8)[-1] == 7983068108852437660
 
 
 @each_source

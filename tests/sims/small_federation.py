@@ -106,7 +106,6 @@ def small_plan(spec: RunSpec, **changes: Any) -> RoundPlan:
         "cohort": SITES,
         "base_model": "ab" * 32,
         "base_model_bytes": 4096,
-        "parameters": 100,
         "now": datetime(2030, 1, 1, 12, tzinfo=UTC),
     }
     return plan_round(spec, **(facts | changes))

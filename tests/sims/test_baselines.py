@@ -43,6 +43,17 @@ def test_the_pool_holds_every_patient_once(tables):
     pooled = pool(tables)
     assert pooled.values_NF.shape == (PATIENTS * len(SITES), 3)
     assert pooled.labels_N.sum() == sum(data.labels_N.sum() for data in tables.values())
+    assert pooled.patients == PATIENTS * len(SITES)
+
+
+def test_patients_of_two_sites_are_never_one_patient_in_the_pool():
+    site = SiteData(
+        values_NF=np.zeros((3, 2), np.float32),
+        labels_N=np.zeros(3, np.float32),
+        units_N=np.array([0, 0, 1]),
+        ignored_columns=(),
+    )
+    assert pool({"anna": site, "berta": site}).units_N.tolist() == [0, 0, 1, 2, 2, 3]
 
 
 def test_central_training_takes_all_steps_of_all_rounds_in_one_go(plain, tables):
