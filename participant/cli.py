@@ -6,6 +6,7 @@
     participant status            what the running agent does
     participant budget show       what the data set's privacy budget has spent, and how far the rest reaches
     participant certificate       what was guaranteed, signed; or check such a certificate
+    participant drill             audit the installed privacy code on made-up patients
 
 Every command takes --home (or CONCORD_SITE_HOME) and --json. Results go to standard output, with --json as exactly one
 object; progress and problems go to standard error. Exit code 0: done; 1: it failed, and the text says what to do;
@@ -218,6 +219,43 @@ def certificate(
         ),
         as_json=as_json,
     )
+
+
+@app.command()
+def drill(
+    home: Home = HOME,
+    schema: Annotated[
+        Path | None,
+        typer.Option(help="The consortium's published schema; the home's schema.toml by default."),
+    ] = None,
+    tier: Annotated[str, typer.Option(help="Size of the model to audit.")] = "cpu-small",
+    as_json: AsJson = False,
+) -> None:
+    """Audit the privacy code that is installed here, on made-up patients; needs no coordinator and no record.
+
+    Exit code 0 only if every test passes and every variant that is broken on purpose is caught.
+    """
+    # Imported here: torch takes seconds, and most commands do without it.
+    from participant.drill import format_line, run_drill
+
+    passed: list[bool] = []
+
+    def work() -> dict[str, Any]:
+        report = run_drill(
+            schema if schema is not None else home / "schema.toml",
+            tier,
+            progress=None if as_json else lambda line: typer.echo(format_line(line)),
+        )
+        passed.append(report.passed)
+        return report.as_json()
+
+    def show(report: dict[str, Any]) -> str:
+        outcome = "The drill passed" if report["passed"] else "THE DRILL FAILED"
+        return f"{outcome}; it flags correct code with probability {report['false_alarm']:.0e} at most."
+
+    _answer(work, show, as_json=as_json)
+    if not passed[0]:
+        raise typer.Exit(1)
 
 
 def _verify(path: Path, key: str | None, *, as_json: bool) -> None:

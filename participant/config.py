@@ -23,6 +23,8 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 MAX_CONFIG_BYTES = 1 << 20
 WEAK_EPSILON = 8.0
 """Contracts above it are accepted and called weak."""
+LARGEST_EPSILON = 16.0
+"""Up to here delta covers what sampling leaves inexact (`privacy.dp.noise`); beyond, a contract promises nothing."""
 DELTA_SHARE = 10
 """A contract's delta is at most one in this many times the number of patients."""
 
@@ -87,7 +89,7 @@ class BudgetContract:
 
     data_set: SiteName
     """Name of the data set; every job on the same patients uses the same name and the same budget file."""
-    epsilon: float = Field(gt=0, le=100)
+    epsilon: float = Field(gt=0, le=LARGEST_EPSILON)
     """Largest total epsilon, at `delta`; above `WEAK_EPSILON` it is warned of."""
     delta: float = Field(gt=1e-12, lt=0.01)
     """Probability with which the epsilon bound may fail; at most 1 / (10 * number of patients)."""

@@ -34,7 +34,7 @@ import numpy as np
 from coordinator.wire.children import Backoff, Children, ChildSpec
 from model.schema import TableSchema, load_schema
 from participant.budget import SiteBudget
-from participant.config import SiteConfig, load_site
+from participant.config import SiteConfig, load_site, require_delta_fits
 from participant.data import SiteData, load_table
 from participant.durable import write_durably
 from participant.errors import ConfigError, DiskFullError, IdentityError, SupervisorError
@@ -76,11 +76,12 @@ class TableSummary:
 
 
 def check_data(config: SiteConfig) -> TableSummary:
-    """Loads the site's table and checks it against the schema.
+    """Loads the site's table and checks it against the schema and the budget's contract.
 
     Raises:
         ConfigError: the schema cannot be read.
         DataError: the table does not fit.
+        ContractError: the contract's delta is too large for so many patients.
     """
     try:
         schema: TableSchema = load_schema(config.schema)
@@ -90,6 +91,7 @@ def check_data(config: SiteConfig) -> TableSummary:
     except ValueError as error:
         raise ConfigError(path=config.schema, problem=f"is not a schema: {error}") from error
     data: SiteData = load_table(config.data, schema)
+    require_delta_fits(config.budget, data.patients)
     rows, columns = data.values_NF.shape
     return TableSummary(
         schema=f"{schema.name} v{schema.version}",

@@ -41,7 +41,7 @@ from privacy.randomness import OsRandom, Random, SeededRandom
 
 RULES = {**STANDARD_RULES, **MODEL_RULES}
 EVALUATION_ROWS = 1024
-PROBE_RECORDS = 5
+PROBE_RECORDS = 4
 PROBE_SEED = 1
 DEFAULT_SETTINGS = TrainingSettings()
 

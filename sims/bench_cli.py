@@ -8,6 +8,7 @@ import logging
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +21,52 @@ app = typer.Typer(
     help="Measure ours beside a baseline: a table, or one JSON object.",
 )
 SKIPPABLE = ("real", "rehearsal", "memory", "flower", "ray", "small", "medium")
+DP_SKIPPABLE = (
+    "steps", "memory", "opacus", "noise", "budget", "accountant", "d128", "d256", "t64",
+)  # fmt: skip
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps `rounds` a command of its own while it is the only one."""
+@app.command()
+def dp(
+    repetitions: Annotated[
+        int, typer.Option(min=1, help="Turns of which the least time counts.")
+    ] = 7,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Leave out; may be repeated. One of: {', '.join(DP_SKIPPABLE)}."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help='Where models run: "cpu", "cuda", or "auto": cuda if there is one.')
+    ] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """A private step beside a plain one and beside Opacus; exact noise; the accounts."""
+    if unknown := sorted(set(skip or ()) - set(DP_SKIPPABLE)):
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(DP_SKIPPABLE)}.")
+    if device not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter(f"{device!r} is none of auto, cpu, cuda.")
+    # Imported here, so that --help does not wait for torch.
+    import torch
+
+    from sims.benchmarks.benchmark import print_benchmark
+    from sims.benchmarks.dp import Options, measure_dp
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = Options(repetitions=repetitions, skipped=frozenset(skip or ()), device=device)
+    benchmark = measure_dp(options, _progress())
+    if as_json:
+        typer.echo(json.dumps(benchmark.as_json()))
+    else:
+        print_benchmark(benchmark, Console())
+
+
+def _progress() -> Callable[[str], None]:
+    """Tells standard error what is measured, with the seconds so far."""
+    started = time.monotonic()
+    return lambda text: typer.echo(f"{time.monotonic() - started:6.0f} s  {text}", err=True)
 
 
 @app.command()
@@ -59,11 +101,7 @@ def rounds(
     from sims.federation import FederationError
 
     logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower sets its level when imported
-    started = time.monotonic()
-
-    def progress(text: str) -> None:
-        typer.echo(f"{time.monotonic() - started:6.0f} s  {text}", err=True)
-
+    progress = _progress()
     with tempfile.TemporaryDirectory(prefix="concord-bench-") as scratch:
         options = Options(
             rounds=rounds,

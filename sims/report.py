@@ -71,9 +71,9 @@ def print_utility(report: UtilityReport, console: Console) -> None:
     """What every epsilon costs, beside the aims and beside the logistic regression under the same budget."""
     privacy = report.levels[0].privacy
     table = Table(
-        title=f"{report.scenario}: {report.plain.patients} people, mean ± sd of {len(report.seeds)} seeds. Epsilon is the "
-        f"total at each site, its count and training losses included; delta {privacy.delta:g}, "
-        f"unit {privacy.unit}, {privacy.adjacency}",
+        title=f"{report.scenario}: {report.plain.people} {privacy.unit}s, mean ± sd of {len(report.seeds)} seeds. Epsilon: "
+        f"total of a run at each site, counts and losses included; delta {privacy.delta:g}, "
+        f"{privacy.unit}, {privacy.adjacency}",
         caption="Losses are points (hundredths) against the same kind of model without privacy.",
     )
     for column in (
@@ -88,7 +88,7 @@ def print_utility(report: UtilityReport, console: Console) -> None:
     ):
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for outcome in (report.plain, *report.levels):
-        is_private = outcome.privacy.mechanism != "none"
+        is_private = outcome.privacy.is_private
         epsilon = f"{outcome.privacy.epsilon:g}" if is_private else "no DP"
         table.add_row(epsilon, "mixture of experts", *_costs(outcome.mixture), style="bold")
         table.add_row(epsilon, "logistic regression", *_costs(outcome.logistic), end_section=True)

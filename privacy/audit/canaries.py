@@ -1,14 +1,14 @@
 """Canaries: made-up units that an auditor plants, to see how much of each the trained weights give away.
 
-The canaries are Dirac: canary i has the gradient e_i, five times the clipping norm long, in a model of one weight per
+The canaries are Dirac: canary i has the gradient e_i, many times the clipping norm long, in a model of one weight per
 canary. No real unit can be seen better, and each weight sees one canary only, so thousands of them fit in one run of
 the real training loop. A fair coin decides which take part; the weight itself is the auditor's score.
 
 Two audits turn scores into a lower bound on the epsilon that was really spent:
 - `audit_gaussian`, without subsampling, where the release is a Gaussian mechanism: the error rates of one threshold give
   a lower bound on mu (Nasr et al. 2023, "Tight Auditing of Differentially Private Machine Learning", section 4). The
-  threshold is chosen on one half of the canaries and its error rates are bounded on the other half. It sees errors of
-  10 % in the noise.
+  threshold is chosen on one half of the canaries and its error rates are bounded on the other half. With 20 000
+  canaries it sees a quarter too little noise.
 - `audit_one_run`, for any training: how many canaries are guessed right (Steinke, Nasr, Jagielski 2023). It assumes
   nothing about the mechanism but is loose; it does not see half the noise.
 
@@ -33,7 +33,7 @@ from privacy.randomness import Random
 
 # M canaries
 
-OVERSHOOT = 5.0
+OVERSHOOT = 20.0
 """Length of a canary's gradient in clipping norms: clipping must act on every one."""
 CLIPPING_NORM = 1.0
 PHYSICAL_BATCH = 4096

@@ -74,14 +74,14 @@ def audit_noise(
         ),
         at_least(
             "noise: mean and neighbours",
-            2.0 * min(_mean_p(noise_N), _neighbours_p(noise_N)),
+            _twice_smaller(_mean_p(noise_N), _neighbours_p(noise_N)),
             error,
             confidence=confidence,
             detail="smaller p-value of two, doubled",
         ),
         at_least(
             "noise: shape",
-            2.0 * min(_cells_p(noise_N), _kolmogorov_p(noise_N)),
+            _twice_smaller(_cells_p(noise_N), _kolmogorov_p(noise_N)),
             error,
             confidence=confidence,
             detail="smaller p-value of chi-square and Kolmogorov-Smirnov, doubled",
@@ -163,6 +163,11 @@ def _misses(count: int) -> float:
     loudest = count * ((1.0 + DEVIATION_TOLERANCE) / (1.0 + MARGIN)) ** 2
     quietest = count * (1.0 - DEVIATION_TOLERANCE) ** 2
     return float(chi2.sf(loudest, count) + chi2.cdf(quietest, count))
+
+
+def _twice_smaller(one: float, other: float) -> float:
+    """The smaller of two p-values, doubled because there were two (Bonferroni)."""
+    return min(1.0, 2.0 * min(one, other))
 
 
 def _mean_p(noise_N: NDArray[np.float64]) -> float:

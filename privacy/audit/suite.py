@@ -50,9 +50,13 @@ from privacy.randomness import Random
 ERROR = 1e-6
 """Probability with which each line may flag correct code: below 1e-4 for all lines together."""
 DELTA = 1e-5
+ONE_RUN_DELTA = 1e-10
+"""In one run, delta may explain 2 * canaries * delta guesses: at 1e-5 no bound with so small an error is left."""
+IMMENSE_LABEL = 1000.0
+"""A label far outside 0 to 1 makes a loss, and a gradient, as far outside the usual."""
 NOISE_TASK = canary_task(sample_rate=1.0, steps=1, noise_multiplier=1.0)
 GAUSSIAN_TASK = canary_task(sample_rate=1.0, steps=4, noise_multiplier=2.0)
-ONE_RUN_TASK = canary_task(sample_rate=0.25, steps=20, noise_multiplier=2.0)
+ONE_RUN_TASK = canary_task(sample_rate=0.25, steps=20, noise_multiplier=4.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class AuditSize:
 
     reachability_coordinates: int = 1 << 17
     gaussian_canaries: int = 20_000
-    one_run_canaries: int = 4_000
+    one_run_canaries: int = 20_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +80,7 @@ class Subject:
     """The real model, deterministic, weights such that every parameter has a gradient."""
     loss_per_record: LossPerRecord
     batch: Batch = field(repr=False)
-    """Outliers, persons with several records, and the units `not_finite`."""
+    """An outlier as its first unit, persons with several records, and the units `not_finite`."""
     later: Batch = field(repr=False)
     """Few records, so that some experts get none."""
     not_finite: tuple[int, ...]
@@ -150,6 +154,8 @@ def control_lines(subject: Subject, random: Random, size: AuditSize) -> Iterator
         ("a person counted twice", broken_counting_twice(subject.train)),
     ):
         yield control(f"control: {name}", _gaussian(broken, random, size))
+    loud = broken_without_clipping(subject.train)
+    yield control("control: no clipping", _one_run(loud, random, size))
     yield from _sum_controls(subject)
 
 
@@ -197,7 +203,12 @@ def _gaussian(train: Train, random: Random, size: AuditSize) -> AuditLine:
 
 def _one_run(train: Train, random: Random, size: AuditSize) -> AuditLine:
     return audit_one_run(
-        train, ONE_RUN_TASK, random, canaries=size.one_run_canaries, delta=DELTA, error=ERROR
+        train,
+        ONE_RUN_TASK,
+        random,
+        canaries=size.one_run_canaries,
+        delta=ONE_RUN_DELTA,
+        error=ERROR,
     )
 
 
@@ -215,8 +226,9 @@ def scramble(model: nn.Module, *, seed: int, scale: float = 0.3) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)
 
 
-def hostile(batch: Batch, *, not_finite: int) -> Batch:
-    """The batch with a unit whose labels are not numbers."""
+def hostile(batch: Batch, *, outlier: int, not_finite: int) -> Batch:
+    """The batch with a unit whose gradient is immense, and one whose labels are not numbers."""
     labels = batch.labels.clone()
+    labels[batch.owners == outlier] = IMMENSE_LABEL
     labels[batch.owners == not_finite] = torch.nan
     return replace(batch, labels=labels)

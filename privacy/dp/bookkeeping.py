@@ -99,8 +99,7 @@ class BookKeeping:
             outcome, tape = self._pass(batch)
             is_finite_U = outcome.is_finite_U & tape.squared_norms_U.isfinite()
             if is_finite_U.all():
-                weights_U = clipping_weights(tape.squared_norms_U.sqrt(), self._clipping_norm)
-                sums = tape.weighted_sums(weights_U)
+                sums = tape.weighted_sums(self._clipping_norm)
                 return BatchSum(
                     gradients=[sums.get(parameter) for parameter in self._parameters],
                     statistics=outcome.statistics_sum,
@@ -173,7 +172,7 @@ class _Tape:
         for bucket in self.buckets:
             gradients = covered.rule.gradients(
                 covered.layer,
-                [bucket.fold(value) for value in inputs],
+                [bucket.fold(value.detach()) for value in inputs],
                 bucket.fold(backprops),
                 covered.parameters,
             )
@@ -181,8 +180,10 @@ class _Tape:
                 self._add(bucket, found.squared_norms())
             self.entries.append(_Entry(covered=covered, bucket=bucket, gradients=gradients))
 
-    def weighted_sums(self, weights_U: Tensor) -> dict[nn.Parameter, Tensor]:
-        """Per parameter that was used, the sum of the units' gradients times their weights; empties the tape."""
+    @torch.no_grad()
+    def weighted_sums(self, clipping_norm: float) -> dict[nn.Parameter, Tensor]:
+        """Per parameter that was used, the sum of the units' clipped gradients; empties the tape."""
+        weights_U = clipping_weights(self.squared_norms_U.sqrt(), clipping_norm)
         sums: dict[nn.Parameter, Tensor] = {}
         while self.entries:
             entry = self.entries.pop()

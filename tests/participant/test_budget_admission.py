@@ -221,10 +221,13 @@ def test_dedicated_run_stops_where_delta_was_lowered(budget: SiteBudget) -> None
 def test_raised_contract_opens_a_dedicated_data_set_to_what_the_filter_admits(
     budget: SiteBudget,
 ) -> None:
-    dedicated(budget)
-    contract = replace(CONTRACT, epsilon=30.0)
+    whole = programme(gaussian(640, 2.0))  # 2.9 by its PLD, 3.2 by the filter
+    budget.reserve("run-1/1/1", (gaussian(64, 2.0),), programme=whole)
+    contract = replace(CONTRACT, epsilon=8.0)
 
     raised = SiteBudget(budget.path, contract)
 
+    with pytest.raises(BudgetExhausted, match="dedicated to run run-1"):
+        budget.reserve("run-2/1/1", TENTH)
     assert raised.reserve("run-2/1/1", TENTH).number == 3
     assert overspent(raised.history(), contract) == ""

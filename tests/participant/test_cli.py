@@ -137,12 +137,12 @@ def test_budget_show_is_a_table_for_people(spent_home: Path) -> None:
 
 def test_budget_show_warns_of_a_weak_contract(home: Path) -> None:
     site = home / "site.toml"
-    site.write_text(site.read_text().replace("epsilon = 8.0", "epsilon = 20.0"))
+    site.write_text(site.read_text().replace("epsilon = 8.0", "epsilon = 12.0"))
     ensure_budget(home, load_site(home))
 
     text = run(app, ["budget", "show", "--home", str(home)]).stdout
 
-    assert "Warning: The contract's epsilon of 20 is weak" in " ".join(text.split())
+    assert "Warning: The contract's epsilon of 12 is weak" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("name", ["budget.png", "budget.svg"])

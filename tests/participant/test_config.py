@@ -83,7 +83,7 @@ def test_larger_delta_is_refused_and_the_figure_stays_at_the_site(
     assert f"{patients} patients" in caught.value.local_message
 
 
-@pytest.mark.parametrize(("epsilon", "warnings"), [(0.5, 0), (8.0, 0), (8.5, 1), (100.0, 1)])
+@pytest.mark.parametrize(("epsilon", "warnings"), [(0.5, 0), (8.0, 0), (8.5, 1), (16.0, 1)])
 def test_epsilon_above_8_is_warned_of(epsilon: float, warnings: int) -> None:
     contract = BudgetContract(data_set="heart", epsilon=epsilon, delta=1e-5)
 

@@ -296,7 +296,7 @@ def test_forgetting_covers_the_earlier_attempts_of_the_round(site, spec):
 
 
 def test_a_run_cannot_charge_more_attempts_than_its_noise_was_calibrated_for(tmp_path, spec):
-    site = Site(tmp_path, epsilon=50.0)
+    site = Site(tmp_path, epsilon=16.0)
     plans = [small_plan(spec, attempt=n) for n in range(1, 5)]
     for plan in plans[:3]:
         site.gate.charge(plan)

@@ -30,9 +30,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return found
 
 
-def total(
-    model: nn.Module, values: Tensor, labels: Tensor, bound: float, engine: Engine
-) -> Tensor:
+def total(model: nn.Module, values: Tensor, labels: Tensor, bound: float, engine: Engine) -> Tensor:
     clipped = clipped_sum(model, loss, clipping_norm=bound, engine=engine, rules=RULES)
     with clipped as gradient_sum:
         return flat(model, gradient_sum(values, labels).gradients)

@@ -29,9 +29,7 @@ CASES = {
     "linear: grid of tokens": lambda: RuleCase(
         LinearRule(), nn.Linear(5, 3), [normal(UNITS, 2, 2, 3, 5)]
     ),
-    "linear: no token": lambda: RuleCase(
-        LinearRule(), nn.Linear(5, 3), [normal(UNITS, 1, 0, 5)]
-    ),
+    "linear: no token": lambda: RuleCase(LinearRule(), nn.Linear(5, 3), [normal(UNITS, 1, 0, 5)]),
     "embedding: repeated ids": lambda: RuleCase(
         EmbeddingRule(), nn.Embedding(4, 3), [whole(4, UNITS, 2, 7)]
     ),

@@ -1,0 +1,43 @@
+"""A child of the privacy benchmark: how much memory steps of training add to a process that has loaded everything.
+
+Run as `python -m sims.benchmarks.dp_memory SIZE KIND DEVICE`; prints the bytes.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from privacy.dp.clipping import PlainSum, clipped_sum
+from sims.benchmarks.dp_workload import CLIPPING_NORM, RULES, SIZES, Workload, loss
+
+STEPS = 3
+BYTES_PER_KIB = 1024
+KINDS = ("plain", "clipped")
+
+
+def added_bytes(size: str, kind: str, device: str) -> int:
+    """Peak after some steps less peak before them: resident pages (proc(5)), or an accelerator's own count."""
+    torch.set_num_threads(1)
+    workload = Workload.of(SIZES[size], device)
+    clipped = clipped_sum(workload.model, loss, clipping_norm=CLIPPING_NORM, rules=RULES)
+    plain = PlainSum(workload.model, loss)
+    with clipped as gradient_sum:
+        before = _peak(device)
+        for _ in range(STEPS):
+            chosen = plain if kind == "plain" else gradient_sum
+            chosen(workload.inputs, workload.labels)
+        return _peak(device) - before
+
+
+def _peak(device: str) -> int:
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
+    # Not getrusage: its peak is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    line = next(line for line in status if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * BYTES_PER_KIB
+
+
+if __name__ == "__main__":
+    print(added_bytes(*sys.argv[1:]))  # noqa: T201 - the answer
