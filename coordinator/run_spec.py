@@ -16,6 +16,7 @@ from coordinator.wire.channel import MAX_DEADLINE_SECONDS, MAX_SILENCE_SECONDS
 from coordinator.wire.charges import side_events
 from coordinator.wire.plan import PrivacyPlan, TrainingPlan, distributed_problem
 from model.config import TIERS, ModelConfig
+from model.parameters import parameter_count
 from model.schema import TableSchema, load_schema
 from privacy.dp.accounting import calibrate_noise
 
@@ -198,7 +199,14 @@ def _require_consistent(spec: RunSpec, path: Path) -> None:
 
 def _require_distributable(spec: RunSpec, path: Path) -> None:
     """The noise of all sites meets in the sum of one step's gradients, and nowhere else."""
-    problem = distributed_problem(spec.privacy, spec.training, quorum=spec.quorum)
+    problem = distributed_problem(
+        spec.privacy,
+        spec.training,
+        quorum=spec.quorum,
+        sites=spec.sites,
+        parameters=parameter_count(spec.model, spec.table),
+        update_range=spec.secure_sum.update_range,
+    )
     if spec.secure_sum.scheme != "mask":
         problem = f'secure_sum scheme "{spec.secure_sum.scheme}" shows every site\'s share of the noise; use "mask"'
     if problem:

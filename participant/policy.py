@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
 from coordinator.wire.plan import RoundPlan, distributed_problem
+from model.parameters import parameter_count
 from participant.config import BudgetContract, parse_toml
 from participant.errors import PolicyRefusal
 from privacy.dp.accounting import epsilon_spent
@@ -299,12 +300,19 @@ def _privacy_clauses(
 
 def _distributed_clauses(plan: RoundPlan, contract: BudgetContract) -> Iterator[_Clause]:
     """Whether the other sites' noise may be counted on."""
-    problem = distributed_problem(plan.privacy, plan.training, quorum=plan.quorum)
+    problem = distributed_problem(
+        plan.privacy,
+        plan.training,
+        quorum=plan.quorum,
+        sites=plan.secure_sum.max_sites,
+        parameters=parameter_count(plan.model, plan.table),
+        update_range=plan.update_range,
+    )
     yield _Clause(
         name="plan.distributed",
         is_kept=not problem and plan.secure_sum.scheme != "plain",
         wanted=problem or f'scheme "{plan.secure_sum.scheme}"',
-        allowed="one plain gradient step a round, under a secure sum that hides every site's vector",
+        allowed="one plain gradient step a round, in a secure sum that hides every site's vector and has room for noise",
     )
     yield _Clause(
         name="budget.honest_sites",

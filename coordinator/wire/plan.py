@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from model.config import ModelConfig
 from model.schema import TableSchema
+from privacy.dp.distributed import share_in_range
 from privacy.secagg.plan import SumPlan
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -118,11 +119,19 @@ class RoundPlan:
         return session_name(self.run_id, self.round, self.attempt)
 
 
-def distributed_problem(privacy: PrivacyPlan, training: TrainingPlan, *, quorum: int) -> str:
+def distributed_problem(
+    privacy: PrivacyPlan,
+    training: TrainingPlan,
+    *,
+    quorum: int,
+    sites: int,
+    parameters: int,
+    update_range: float,
+) -> str:
     """What keeps a run with `distributed-dp` from being what it promises; empty if nothing does.
 
-    Only a step's gradient sum adds up over sites, so a round is one plain gradient step; and the sum may be opened over
-    no fewer sites than the honest ones whose noise the epsilon counts on.
+    Only a step's gradient sum adds up over sites, so a round is one plain gradient step; the sum may be opened over no
+    fewer sites than the honest ones whose noise the epsilon counts on; and it must have room for the noise.
     """
     if training.local_steps != 1 or training.optimizer != "sgd" or training.proximal_mu != 0:
         return (
@@ -133,6 +142,16 @@ def distributed_problem(privacy: PrivacyPlan, training: TrainingPlan, *, quorum:
         return "distributed-dp releases no expert loads: load_noise_multiplier must be 0"
     if not 1 <= privacy.honest_sites <= quorum:
         return f"honest_sites={privacy.honest_sites} must lie between 1 and the quorum of {quorum}"
+    try:
+        share_in_range(
+            privacy.noise_multiplier,
+            honest_sites=privacy.honest_sites,
+            sites=sites,
+            sensitivity=privacy.clipping_norm / update_range,
+            coordinates=parameters,
+        )
+    except ValueError as error:
+        return f"update_range={update_range:g} does not suit the noise: {error}"
     return ""
 
 

@@ -37,6 +37,8 @@ from privacy.secagg.plan import MOST_SITES, SumPlan
 from privacy.secagg.protocol import SumResult
 from privacy.secagg.secure_sum import run_secure_sum
 
+STEPS_OF_RANGE = 1 << 23
+"""Largest integer of one site's coordinate: up to here integers are exact in float32, in which vectors travel."""
 LEAST_DEVIATION = 64.0
 """Least deviation of a share, in grid steps; the rounding in `share_deviation` then adds 0.2 % to it at most."""
 ROUNDING_VARIANCE = 16.0
@@ -77,9 +79,43 @@ def share_deviation(target: float, *, honest_sites: int, sensitivity: float) -> 
     if deviation < LEAST_DEVIATION:
         raise ValueError(
             f"Expected sensitivity={sensitivity} so fine that a share has {LEAST_DEVIATION} steps; it has {deviation}. "
-            "Take a finer grid."
+            "Take a finer grid, which is a smaller update_range."
         )
     return deviation
+
+
+def share_in_range(
+    target: float,
+    *,
+    honest_sites: int,
+    sites: int,
+    sensitivity: float,
+    coordinates: int,
+) -> tuple[float, int]:
+    """Deviation of a share and bound of a coordinate before noise, in steps of which a range has `STEPS_OF_RANGE`.
+
+    Args:
+        target: noise multiplier of the sum.
+        honest_sites: as `share_deviation`.
+        sites: most sites in the sum.
+        sensitivity: L2 bound of one patient's contribution, as a share of the range.
+        coordinates: of the vector.
+
+    Raises:
+        ValueError: a number out of range, a grid too coarse for the noise, or a range that noise alone may half fill.
+    """
+    # Rounding each coordinate of two neighbouring sums can move them apart by a step.
+    steps = sensitivity * STEPS_OF_RANGE + math.sqrt(coordinates)
+    deviation = share_deviation(target, honest_sites=honest_sites, sensitivity=steps)
+    largest_noise = largest_contribution(
+        largest_value=0, deviation=deviation, sites=sites, coordinates=coordinates
+    )
+    if largest_noise > STEPS_OF_RANGE // 2:
+        raise ValueError(
+            f"Expected a range of {2 * largest_noise / STEPS_OF_RANGE:.3g} times as much: a site's noise alone may fill "
+            "half of it. Ask for a larger update_range."
+        )
+    return deviation, STEPS_OF_RANGE - largest_noise
 
 
 def survivors_noise_multiplier(

@@ -8,7 +8,6 @@
 Nothing but the secure sum may see the result. Every integer is exact in float32, so the sum adds integers only.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -17,19 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privacy.dp.clipping import LossPerRecord, clipped_sum, trainable_parameters
-from privacy.dp.distributed import (
-    largest_contribution,
-    noised_contribution,
-    share_deviation,
-)
+from privacy.dp.distributed import STEPS_OF_RANGE, noised_contribution, share_in_range
 from privacy.dp.dpsgd import NOISE_MARGINS, TrainingTask, training_mode
 from privacy.dp.flat_sum import FlatSum
 from privacy.dp.rules import LayerRule
 from privacy.dp.unit_sampler import UnitSampler
 from privacy.randomness import Random
-
-STEPS_OF_RANGE = 1 << 23
-"""Integers up to this size are exact in float32, in which a contribution travels to its encoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,23 +101,17 @@ def _noised(
     random: Random,
 ) -> NDArray[np.float32]:
     """The sum on the integer grid with the share of the noise, divided by `STEPS_OF_RANGE`."""
-    step = share.value_range / STEPS_OF_RANGE
-    # Rounding each coordinate of two neighbouring sums can move them apart by a step.
-    sensitivity = NOISE_MARGINS[task.precision] * clipping_norm / step + math.sqrt(total.size)
-    deviation = share_deviation(
-        task.noise_multiplier, honest_sites=share.honest_sites, sensitivity=sensitivity
+    deviation, largest_value = share_in_range(
+        task.noise_multiplier,
+        honest_sites=share.honest_sites,
+        sites=share.sites,
+        sensitivity=NOISE_MARGINS[task.precision] * clipping_norm / share.value_range,
+        coordinates=total.size,
     )
-    largest_noise = largest_contribution(
-        largest_value=0, deviation=deviation, sites=share.sites, coordinates=total.size
-    )
-    if largest_noise > STEPS_OF_RANGE // 2:
-        raise ValueError(
-            f"Expected update_range={share.value_range:g} of at least {2 * largest_noise * step:.3g}: a site's noise alone may "
-            "fill half of it. Ask for a larger update_range."
-        )
+    steps = total.astype(np.float64) * (STEPS_OF_RANGE / share.value_range)
     noised = noised_contribution(
-        np.rint(total.astype(np.float64) / step).astype(np.int64),
-        largest_value=STEPS_OF_RANGE - largest_noise,
+        np.rint(steps).astype(np.int64),
+        largest_value=largest_value,
         deviation=deviation,
         random=random,
     )

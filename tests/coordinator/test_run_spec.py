@@ -91,6 +91,7 @@ def test_loads_with_too_little_noise_leave_nothing_for_the_gradients(tmp_path):
 DISTRIBUTED = {
     "privacy": {"mechanism": "distributed-dp", "honest_sites": 3},
     "training": {"local_steps": 1},
+    "secure_sum": {"update_range": 256.0},
     "seed": None,
 }
 
@@ -113,6 +114,8 @@ def test_distributed_noise_is_calibrated_for_one_step_a_round(tmp_path):
             "expert loads",
         ),
         ({"secure_sum": {"scheme": "plain"}}, "shows every site's share"),
+        ({"secure_sum": {"update_range": 1.0}}, "larger update_range"),
+        ({"secure_sum": {"update_range": 1e6}}, "smaller update_range"),
     ],
 )
 def test_a_run_whose_noise_cannot_be_shared_is_refused(tmp_path, changes, named):

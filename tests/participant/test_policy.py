@@ -252,6 +252,7 @@ DISTRIBUTED = replace(
     PLAN,
     training=replace(PLAN.training, local_steps=1),
     privacy=replace(PLAN.privacy, mechanism="distributed-dp", honest_sites=2),
+    update_range=256.0,
 )
 
 
@@ -263,6 +264,7 @@ def test_distributed_noise_is_permitted_if_the_site_trusts_as_many_sites() -> No
     ("plan", "clause"),
     [
         (replace(DISTRIBUTED, training=PLAN.training), "plan.distributed"),
+        (replace(DISTRIBUTED, update_range=1.0), "plan.distributed"),
         (
             replace(DISTRIBUTED, privacy=replace(DISTRIBUTED.privacy, honest_sites=3)),
             "budget.honest_sites",

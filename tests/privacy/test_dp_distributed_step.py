@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from privacy.dp.distributed_step import STEPS_OF_RANGE, NoiseShare, noised_gradient
+from privacy.dp.distributed import STEPS_OF_RANGE
+from privacy.dp.distributed_step import NoiseShare, noised_gradient
 from privacy.dp.dpsgd import NOISE_MARGINS, TrainingTask
 from privacy.dp.rules import STANDARD_RULES
 from privacy.randomness import SeededRandom

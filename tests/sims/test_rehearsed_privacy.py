@@ -90,6 +90,7 @@ def test_sites_share_the_noise_of_a_sum(tmp_path: Path) -> None:
         seed=None,
         privacy={"mechanism": "distributed-dp", "honest_sites": 3},
         training={"local_steps": 1},
+        secure_sum={"update_range": 256.0},
     ).spec.privacy.noise_multiplier
     # All four sites stayed in, where the epsilon counts on three.
     expected = plan_noise * (len(SITES) / 3) ** 0.5
