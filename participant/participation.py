@@ -28,8 +28,8 @@ from coordinator.wire.channel import (
     SessionTicket,
     TlsFiles,
 )
-from coordinator.wire.connect import open_channel
 from coordinator.wire.charges import run_events
+from coordinator.wire.connect import open_channel
 from coordinator.wire.contribution import contribution_layout
 from coordinator.wire.plan import PlanError, RoundPlan, verify_plan
 from coordinator.wire.receipt import RoundReceipt, encode_receipt
@@ -42,6 +42,7 @@ from participant.config import load_site, require_delta_fits
 from participant.data import SiteData, load_table
 from participant.errors import (
     BudgetExhausted,
+    ConfigError,
     ContractError,
     IdentityError,
     PolicyRefusal,
@@ -80,6 +81,7 @@ class Participation:
         self._models.mkdir(mode=0o700, exist_ok=True)
         self._seals = StoredSeals(home / "seals")
         require_delta_fits(self._config.budget, self._data.patients)
+        self._require_engine_takes_data(home)
         self._budget = SiteBudget(home / "budget.db", self._config.budget)
         self._gate = ReleaseGate(
             site=self._config.site,
@@ -122,6 +124,15 @@ class Participation:
                 return "refused"
             self._contribute(plan, channel, part, base, charge)
         return "counted"
+
+    def _require_engine_takes_data(self, home: Path) -> None:
+        is_opacus = self._config.training.dp_engine == "opacus"
+        if is_opacus and self._data.patients < len(self._data.labels_N):
+            raise ConfigError(
+                path=home / "site.toml",
+                problem='dp_engine = "opacus" takes one row per patient, and the table has patients with several. Use '
+                '"bookkeeping".',
+            )
 
     def _require_acceptable(self, plan: RoundPlan, task: RoundTask) -> None:
         try:

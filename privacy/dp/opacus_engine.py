@@ -11,6 +11,7 @@ checkpointing, or that sees tokens instead of records, and a weight used outside
 that was not called from the step before: they are cleared before every batch.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -65,6 +66,9 @@ class OpacusGhost:
     def __enter__(self) -> Self:
         """Attaches to the model."""
         require_exact_products()
+        # The first layers' inputs need no gradient; their hooks need only what comes back through their outputs. The
+        # filter stays: `catch_warnings` is not safe where several sites train in threads of one process.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
         with ExitStack() as attached:
             self._opacus = GradSampleHooksFastGradientClipping(
                 self._model, loss_reduction="sum", strict=False

@@ -22,7 +22,7 @@ from model.build import build_model
 from model.parameters import model_to_vector, save_model
 from participant.budget import SiteBudget
 from participant.config import load_site
-from participant.errors import RoundAborted
+from participant.errors import ConfigError, RoundAborted
 from participant.participation import Participation
 from sims.site_home import make_site_home, put_data
 from tests.sims.small_federation import SITES, WITH_DP, small_plan, small_scenario
@@ -264,4 +264,17 @@ def test_a_contract_without_room_is_told_in_one_sentence_without_a_number_from_r
         assert site.take_part(rig.task()) == "refused"
         kinds = [frame.kind for frame in frames(coordinator)]
     assert kinds[:2] == ["hello", "refuse"]
+    assert rig.intents() == []
+
+
+def test_an_engine_that_cannot_clip_patients_with_several_rows_is_refused_before_any_charge(rig):
+    site = rig.home / "site.toml"
+    text = site.read_text().replace('dp_engine = "bookkeeping"', 'dp_engine = "opacus"')
+    site.write_text(text.replace("# patient_column", "patient_column"))
+    table = rig.home / "patients.csv"
+    header, *rows = table.read_text().splitlines()
+    joined = [f"{row},{place // 2}" for place, row in enumerate(rows)]
+    table.write_text("\n".join([f"{header},patient_id", *joined]) + "\n")
+    with pytest.raises(ConfigError, match="one row per patient"):
+        Participation(rig.home)
     assert rig.intents() == []
