@@ -119,8 +119,8 @@ def run_drill(
 
 def format_line(line: AuditLine) -> str:
     """One line of the table: verdict, test, figure, bound."""
-    sense = "<=" if line.sense == "at most" else ">="
+    holds, breaks = ("<=", " >") if line.sense == "at most" else (">=", " <")
     return (
-        f"{line.verdict.upper():7} {line.name:48} {line.measured:>10.4g} {sense} {line.bound:<10.4g} "
-        f"({line.detail})"
+        f"{line.verdict.upper():7} {line.name:48} {line.measured:>12.6g} {holds if line.holds else breaks} "
+        f"{line.bound:<10.7g} ({line.detail})"
     )

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from sims.attack_cli import attack
 from sims.bench_cli import app as bench_app
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ SCENARIOS = ("heart", "credit")
 PIPE_WIDTH = 130
 BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 app.add_typer(bench_app, name="bench")
+app.command()(attack)
 
 
 @app.callback()

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import log_ndtr, ndtr
-from scipy.stats import beta, binom, chi2
+from scipy.special import betainccinv, betaincinv, log_ndtr, ndtr
+from scipy.stats import binom, chi2
 
 LARGEST_EPSILON = 200.0
 """Lower bounds stop here: nothing above it means anything."""
@@ -41,8 +41,8 @@ def proportion_limits(successes: int, trials: int, *, error: float) -> Limits:
     _require_error(error)
     failures = trials - successes
     return Limits(
-        lower=0.0 if successes == 0 else float(beta.ppf(error / 2, successes, failures + 1)),
-        upper=1.0 if failures == 0 else float(beta.isf(error / 2, successes + 1, failures)),
+        lower=0.0 if successes == 0 else float(betaincinv(successes, failures + 1, error / 2)),
+        upper=1.0 if failures == 0 else float(betainccinv(successes + 1, failures, error / 2)),
     )
 
 

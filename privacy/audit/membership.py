@@ -1,9 +1,10 @@
 """Membership inference from what is released: was this record among those trained on?
 
-Two scores for a candidate, both from the model before and the release alone:
-- `alignment`: inner product of the candidate's gradient with the release. What was descended along a gradient moves
-  against it, so the sign is turned: higher means more likely in.
-- `loss_drop`: how much the candidate's loss fell.
+Two scores for a candidate:
+- `contributions`: the attacker knows the model before, what was released, and the records of everybody who may be in,
+  the worst case that differential privacy is made for. It asks how much of each one's gradient explains the release,
+  by the least squares that the noise calls for. Without noise the answer is exact.
+- `loss_drop`: how much the candidate's loss fell, for an attacker who knows nobody else.
 
 Differential privacy bounds how well one record's presence is told in two independent runs, one with and one without
 it. `paired_auc` measures just that: trials come in pairs; of the candidates that were in one trial of a pair and out
@@ -29,6 +30,8 @@ from privacy.dp.clipping import LossPerRecord, trainable_parameters
 # M candidates, P parameters
 
 FEWEST_PAIRS = 4
+SMALLEST_RIDGE = 1e-9
+"""Keeps the least squares solvable where gradients are alike, in units of a mean squared gradient."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,36 +52,62 @@ class AreaEstimate:
     pairs: int
 
 
-def alignment(
-    model: nn.Module, loss_per_record: LossPerRecord, inputs: Tensor, labels: Tensor, change: Tensor
-) -> NDArray[np.float64]:
-    """Minus the inner product of each candidate's gradient at `model` with the released change of the weights.
+def record_gradients(
+    model: nn.Module,
+    loss_per_record: LossPerRecord,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    clipping_norm: float | None,
+) -> Tensor:
+    """The gradient of each record at `model`, clipped if `clipping_norm` is given, flat [M, P], float64.
 
     Args:
-        model: as it was before training; deterministic.
+        model: deterministic; its trainable parameters in its own order are the P numbers.
         loss_per_record: outputs and labels to one loss per record.
-        inputs: the candidates, one record each.
+        inputs: one row per record.
         labels: as many.
-        change: weights after minus before, flat over the trainable parameters in the model's order [P].
-
-    Returns:
-        Scores divided by the gradient's norm, so that clipped and unclipped records compare [M].
+        clipping_norm: L2 bound, > 0, or None.
     """
     parameters = list(trainable_parameters(model).values())
-    scores = []
+    rows = []
     for place in range(len(inputs)):
         row = slice(place, place + 1)
         loss = loss_per_record(model(inputs[row]), labels[row]).sum()
         pieces = torch.autograd.grad(loss, parameters, allow_unused=True)
-        gradient = torch.cat(
-            [
-                (torch.zeros_like(parameter) if piece is None else piece).flatten()
-                for parameter, piece in zip(parameters, pieces, strict=True)
-            ]
-        ).double()
-        norm = float(gradient.square().sum().sqrt())
-        scores.append(-float(gradient @ change.double()) / norm if norm > 0.0 else 0.0)
-    return np.array(scores)
+        rows.append(
+            torch.cat(
+                [
+                    (torch.zeros_like(parameter) if piece is None else piece).flatten()
+                    for parameter, piece in zip(parameters, pieces, strict=True)
+                ]
+            )
+        )
+    gradients_MP = torch.stack(rows).double()
+    if clipping_norm is None:
+        return gradients_MP
+    norms_M = gradients_MP.square().sum(1).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    return gradients_MP * (clipping_norm / norms_M).clamp(max=1.0).unsqueeze(1)
+
+
+def contributions(
+    gradients_MP: Tensor, change_P: Tensor, *, noise_deviation: float
+) -> NDArray[np.float64]:
+    """How much of each gradient is in minus the change, up to a common factor [M].
+
+    Ridge regression, which is the posterior mean when every weight is 0 or 1 with equal chance (variance 1/4, taken as
+    Gaussian) and the sum of the gradients has Gaussian noise of `noise_deviation` on every coordinate.
+
+    Args:
+        gradients_MP: of everybody who may be in.
+        change_P: weights after minus before.
+        noise_deviation: on the sum of gradients, in their unit, >= 0.
+    """
+    gram_MM = gradients_MP @ gradients_MP.T
+    ridge = max(4.0 * noise_deviation**2, SMALLEST_RIDGE * float(gram_MM.diagonal().mean()))
+    system_MM = gram_MM + ridge * torch.eye(len(gram_MM), dtype=gram_MM.dtype)
+    weights_M: Tensor = torch.linalg.solve(system_MM, -(gradients_MP @ change_P.double()))
+    return weights_M.numpy()
 
 
 def loss_drop(

@@ -11,12 +11,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from participant.budget import SiteBudget
 from participant.config import BudgetContract
@@ -70,16 +71,18 @@ class Options:
     repetitions: int
     """Turns that are counted; one more is run."""
     skipped: frozenset[str]
-    """Names of `PARTS` and `SIZES` to leave out."""
+    """Names of `PARTS` and of sizes to leave out."""
     device: str = "cpu"
     """Where models run: "cpu" or "cuda"."""
+    offered: Mapping[str, Size] = field(default_factory=lambda: SIZES)
+    """Models and batches."""
     noise_count: int = 10 * MILLION
     """Numbers to noise."""
 
     @property
     def sizes(self) -> dict[str, Size]:
         """Models to measure with."""
-        return {name: size for name, size in SIZES.items() if name not in self.skipped}
+        return {name: size for name, size in self.offered.items() if name not in self.skipped}
 
 
 def measure_dp(options: Options, progress: Progress) -> Benchmark:
@@ -106,7 +109,7 @@ def _compare_steps(options: Options, progress: Progress) -> Iterator[Comparison]
         progress(f"steps of {name}")
         workload = Workload.of(size, options.device)
         plain = PlainSum(workload.model, loss)
-        works = {
+        works: dict[str, Callable[[], object]] = {
             "ours": _clipped(workload, "bookkeeping"),
             "baseline": partial(plain, workload.inputs, workload.labels),
         }
@@ -196,17 +199,18 @@ def _compare_memory(options: Options, progress: Progress) -> Iterator[Comparison
     for name, size in options.sizes.items():
         progress(f"memory of {name}")
         added = {
-            "ours": _added_megabytes(name, "clipped", options.device),
-            "baseline": _added_megabytes(name, "plain", options.device),
+            "ours": _added_megabytes(size, "clipped", options.device),
+            "baseline": _added_megabytes(size, "plain", options.device),
         }
         yield _comparison(
             f"memory that a step's sum adds, {size.title}", "MB", added, PLAIN, MEMORY_AIM
         )
 
 
-def _added_megabytes(size: str, kind: str, device: str) -> float:
+def _added_megabytes(size: Size, kind: str, device: str) -> float:
     """In a process of its own, because a peak never falls."""
-    command = (sys.executable, "-m", "sims.benchmarks.dp_memory", size, kind, device)
+    described = TypeAdapter(Size).dump_json(size).decode()
+    command = (sys.executable, "-m", "sims.benchmarks.dp_memory", described, kind, device)
     child = subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=CHILD_TIMEOUT_SECONDS
     )

@@ -1,25 +1,25 @@
 """A child of the privacy benchmark: how much memory steps of training add to a process that has loaded everything.
 
-Run as `python -m sims.benchmarks.dp_memory SIZE KIND DEVICE`; prints the bytes.
+Run as `python -m sims.benchmarks.dp_memory SIZE KIND DEVICE`, the size as JSON; prints the bytes.
 """
 
 import sys
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
 from privacy.dp.clipping import PlainSum, clipped_sum
-from sims.benchmarks.dp_workload import CLIPPING_NORM, RULES, SIZES, Workload, loss
+from sims.benchmarks.dp_workload import CLIPPING_NORM, RULES, Size, Workload, loss
 
 STEPS = 3
 BYTES_PER_KIB = 1024
-KINDS = ("plain", "clipped")
 
 
 def added_bytes(size: str, kind: str, device: str) -> int:
     """Peak after some steps less peak before them: resident pages (proc(5)), or an accelerator's own count."""
     torch.set_num_threads(1)
-    workload = Workload.of(SIZES[size], device)
+    workload = Workload.of(TypeAdapter(Size).validate_json(size), device)
     clipped = clipped_sum(workload.model, loss, clipping_norm=CLIPPING_NORM, rules=RULES)
     plain = PlainSum(workload.model, loss)
     with clipped as gradient_sum:

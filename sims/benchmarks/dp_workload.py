@@ -18,7 +18,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from model.build import build_model
+from model.build import TabularModel, build_model
 from model.config import ModelConfig
 from model.gradient_rules import MODEL_RULES
 from model.schema import LabelColumn, NumericColumn, TableSchema
@@ -75,7 +75,7 @@ SIZES: dict[str, Size] = {
 class Workload:
     """A model and its batch, on a device."""
 
-    model: nn.Module
+    model: TabularModel
     inputs: Tensor
     labels: Tensor
 

@@ -141,7 +141,9 @@ def test_counts_and_loads_of_all_sites_come_out_of_the_sum(plan):
     counts = np.arange(LABELS * SCORE_BINS)
     loads = np.array([12.0, 4.0], np.float32)
     vectors = [packed(full, counts=counts, loads=loads * scale) for scale in (1, 2)]
-    mean = unpack_sum(full, np.sum(vectors, axis=0, dtype=np.float64))
+    mean = unpack_sum(full, vectors[0].astype(np.float64) + vectors[1])
+    assert mean.counts is not None
+    assert mean.loads is not None
     assert mean.counts.ravel() == pytest.approx(2 * counts, abs=1e-4)
     assert mean.loads / mean.loads.sum() == pytest.approx(loads / loads.sum(), rel=1e-5)
     assert mean.change == pytest.approx(some_change(plan), abs=1e-6)
@@ -158,7 +160,7 @@ def test_summed_gradients_become_one_step_of_gradient_descent(plan):
         packed(shared, gradient / np.float32(16.0), patients=count)
         for gradient, count in zip(gradients, patients, strict=True)
     ]
-    mean = unpack_sum(shared, np.sum(vectors, axis=0, dtype=np.float64))
+    mean = unpack_sum(shared, vectors[0].astype(np.float64) + vectors[1])
     step = -0.3 * sum(gradients) / (shared.training.sample_rate * sum(patients))
     assert mean.change == pytest.approx(step, rel=1e-5, abs=1e-6)
 

@@ -10,7 +10,8 @@ import pytest
 
 from coordinator.ledger.records import RunHistory
 from coordinator.ledger.states import RoundState
-from participant.budget import SiteBudget, Spending
+from participant.budget import SiteBudget
+from participant.budget_spending import Spending
 from participant.config import load_site
 from sims.federation import COMMANDS
 from tests.end_to_end.federation_rig import (

@@ -47,11 +47,10 @@ def test_norms_equal_the_reference_in_float64(units, rows, inputs, outputs, grou
     found = outer_sum_squared_norms(x, g)
     found_grouped = grouped_outer_sum_squared_norms(x, g, ids, groups)
 
-    limits = {"rtol": TOLERANCE[dtype], "atol": 0.0}
     expected = outer_sum_squared_norms_reference(x.double(), g.double())
-    torch.testing.assert_close(found.double(), expected, **limits)
+    torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[dtype], atol=0.0)
     expected = grouped_outer_sum_squared_norms_reference(x.double(), g.double(), ids, groups)
-    torch.testing.assert_close(found_grouped.double(), expected, **limits)
+    torch.testing.assert_close(found_grouped.double(), expected, rtol=TOLERANCE[dtype], atol=0.0)
 
 
 def test_no_rows_have_norm_zero():

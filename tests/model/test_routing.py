@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.build import build_model
-from model.moe import Routing
+from model.build import TabularModel, build_model
+from model.moe import Router, Routing
 from model.parameters import load_vector, model_to_vector, parameter_count
 from model.routing import (
     LARGEST_BIAS,
@@ -18,6 +18,13 @@ from model.routing import (
     load_fractions,
 )
 from model.synthetic import synthetic_rows
+
+
+def router(model: TabularModel, place: int) -> Router:
+    """The router of one block."""
+    found = model.get_submodule(f"trunk.blocks.{place}.moe.router")
+    assert isinstance(found, Router)
+    return found
 
 
 @pytest.fixture
@@ -141,7 +148,7 @@ def test_descent_on_the_balance_loss_spreads_a_record_over_the_experts(config, t
     rows = synthetic_rows(table, 64, torch.Generator().manual_seed(2))
     routed = RoutedModel(model)
     with torch.no_grad():
-        model.trunk.blocks[0].moe.router.scores.weight[0].mul_(6.0)
+        router(model, 0).scores.weight[0].mul_(6.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     before = routed(rows).balance_B.mean().item()
 
@@ -194,6 +201,7 @@ def test_summed_loads_become_fractions_again(routed, config, table):
 
     _, routings = routed.model.logits_and_routing(rows)
     counts = [torch.bincount(r.ids_BTK.flatten(), minlength=4).numpy() for r in routings]
+    assert fractions is not None
     np.testing.assert_allclose(fractions, [c / c.sum() for c in counts], atol=1e-5)
 
 
@@ -202,6 +210,7 @@ def test_fractions_of_a_block_sum_to_one_under_noise(config):
 
     fractions = load_fractions(uneven_loads(config) + noise, config)
 
+    assert fractions is not None
     np.testing.assert_allclose(fractions.sum(1), 1.0)
 
 
@@ -250,7 +259,7 @@ def test_biases_of_many_blocks_stand_in_the_order_of_the_blocks(config, table):
 
     model = build_model(deep, table, seed=0)
     load_vector(model, balanced)
-    moved = [bool(block.moe.router.balance_bias.any()) for block in model.trunk.blocks]
+    moved = [bool(router(model, place).balance_bias.any()) for place in range(11)]
     assert moved == [place == 2 for place in range(11)]
 
 
@@ -292,8 +301,8 @@ def test_biases_stay_within_their_bound(config, table, vector):
 def test_rounds_of_balancing_even_out_a_crowded_model(config, table):
     model = build_model(config, table, seed=1)
     with torch.no_grad():
-        for block in model.trunk.blocks:
-            block.moe.router.scores.weight[0].mul_(8.0)
+        for place in range(len(model.trunk.blocks)):
+            router(model, place).scores.weight[0].mul_(8.0)
     rows = synthetic_rows(table, 400, torch.Generator().manual_seed(3))
     model.use_noise_generator(torch.Generator().manual_seed(5))
     vector = model_to_vector(model)
@@ -301,7 +310,9 @@ def test_rounds_of_balancing_even_out_a_crowded_model(config, table):
     def largest_excess(vector):
         load_vector(model, vector)
         loads = RoutedModel(model.train())(rows).loads_BS.sum(0).detach().numpy()
-        return loads, np.abs(load_fractions(loads, config) * 4 - 1).max()
+        fractions = load_fractions(loads, config)
+        assert fractions is not None
+        return loads, np.abs(fractions * 4 - 1).max()
 
     loads, before = largest_excess(vector)
     for _ in range(30):

@@ -84,16 +84,16 @@ def test_norms_and_weighted_sums_agree_with_one_unit_at_a_time(case, dtype: torc
     require_agreement(case(), dtype)
 
 
-def test_half_precision_operands_are_widened_before_anything_is_computed() -> None:
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_half_precision_operands_are_widened_before_anything_is_computed(name: str) -> None:
     layer, rows = nn.Linear(64, 48), normal(UNITS, 1, 14, 64).bfloat16()
     backprops = normal(UNITS, 1, 14, 48, seed=2).bfloat16()
     names = dict(layer.named_parameters())
     halves = LinearRule().gradients(layer, [rows], backprops, names)
     floats = LinearRule().gradients(layer, [rows.float()], backprops.float(), names)
     weights = torch.ones(UNITS)
-    for name in ("weight", "bias"):
-        assert halves[name].squared_norms().equal(floats[name].squared_norms())
-        assert halves[name].weighted_sum(weights).equal(floats[name].weighted_sum(weights))
+    assert halves[name].squared_norms().equal(floats[name].squared_norms())
+    assert halves[name].weighted_sum(weights).equal(floats[name].weighted_sum(weights))
 
 
 @pytest.mark.parametrize("remainder", [0.0, 1e-4, 1e-3, 1e-2, 1e-1])
@@ -111,8 +111,7 @@ def test_a_unit_that_is_not_finite_spoils_only_its_own_norm(case) -> None:
     spoilt.backprops[2] = torch.nan
     norms, _ = spoilt.found(torch.float32)
     expected = [True, True, spoilt.backprops.numel() == 0, True, True]
-    for norms_U in norms.values():
-        assert norms_U.isfinite().tolist() == expected
+    assert all(norms_U.isfinite().tolist() == expected for norms_U in norms.values())
 
 
 class Tied(nn.Module):

@@ -35,7 +35,7 @@ def test_owners_number_the_patients_of_a_batch_from_zero(size: int) -> None:
 def test_a_patient_joins_with_all_records_or_none() -> None:
     for seed in range(20):
         records = [r for batch, _ in drawn(UNITS, 0.5, 3, seed) for r in batch.tolist()]
-        assert len(records) == sum(int((UNITS == u).sum()) for u in set(UNITS[records].tolist()))
+        assert len(records) == sum(int((u == UNITS).sum()) for u in set(UNITS[records].tolist()))
 
 
 def test_the_sample_does_not_depend_on_the_size_of_the_batches() -> None:

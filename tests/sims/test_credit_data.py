@@ -51,7 +51,7 @@ def test_about_22_percent_default_and_every_bank_has_its_own_rate(
         0.22, abs=0.01
     )
     assert rates == pytest.approx(
-        {"harbour": 0.19, "northern": 0.125, "campus": 0.40, "traders": 0.29}, abs=0.02
+        {"harbour": 0.185, "northern": 0.12, "campus": 0.40, "traders": 0.29}, abs=0.02
     )
 
 
@@ -65,14 +65,14 @@ def test_columns_shift_from_bank_to_bank(customers: dict[str, Customers]) -> Non
     assert lost["campus"] > 10 * lost["northern"]
 
 
-def test_nobody_can_rank_the_people_better_than_an_auc_of_085(
+def test_nobody_can_rank_the_people_better_than_an_auc_of_084(
     customers: dict[str, Customers],
 ) -> None:
     log_odds = np.concatenate([found.log_odds_N for found in customers.values()])
     defaults = np.concatenate([labels(found) for found in customers.values()])
 
     # The standard error of an AUC over 40 000 people is about 0.002.
-    assert roc_auc_score(defaults, log_odds) == pytest.approx(0.85, abs=0.01)
+    assert roc_auc_score(defaults, log_odds) == pytest.approx(0.84, abs=0.01)
 
 
 @pytest.mark.parametrize("bank", [bank.name for bank in BANKS])

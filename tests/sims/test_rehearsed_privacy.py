@@ -68,7 +68,7 @@ def test_released_loads_move_the_routers_balance_and_nothing_else_does(
 def test_a_site_spends_no_more_than_the_run_declared_and_every_release_has_its_charge(
     everything: tuple[Path, RunHistory],
 ) -> None:
-    folder, history = everything
+    folder, _ = everything
     home = folder / "run" / "anna"
     budget = SiteBudget(home / "budget.db", load_site(home).budget)
     assert budget.spent().epsilon <= 8.0

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -5,7 +7,7 @@ from coordinator.errors import ConfigError
 from sims.scenario import HELD_OUT_SHARE, held_out_rows, load_scenario, read_site_data
 from tests.sims.small_federation import small_spec, small_table
 
-NO_DP = {"privacy": {"mechanism": "none"}}
+NO_DP: dict[str, Any] = {"privacy": {"mechanism": "none"}}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,27 @@ def test_the_split_depends_on_its_seed_alone(heart):
 def test_changes_reach_the_run(heart):
     assert load_scenario("heart", split_seed=0, rounds=3, **NO_DP).spec.rounds == 3
     assert heart.spec.privacy.mechanism == "none"
+
+
+def test_the_credit_scenario_has_four_banks_and_thirty_thousand_people_to_train_on():
+    credit = load_scenario("credit", split_seed=100, **NO_DP)
+    assert list(credit.train) == ["campus", "harbour", "northern", "traders"]
+    assert sum(map(len, credit.train.values())) == pytest.approx(30_000, abs=8)
+    assert sum(map(len, credit.held_out.values())) == pytest.approx(10_000, abs=8)
+    assert max(map(len, credit.train.values())) < 1 / (10 * credit.spec.privacy.delta)
+
+
+def test_another_seed_makes_up_other_people():
+    first, again, other = (
+        load_scenario("credit", split_seed=seed, people=400, **NO_DP) for seed in (1, 1, 2)
+    )
+    assert first.train["campus"].equals(again.train["campus"])
+    assert not first.train["campus"].equals(other.train["campus"])
+
+
+def test_patients_who_are_not_made_up_cannot_be_numbered():
+    with pytest.raises(ConfigError, match=r"people=100.*heart.*not made up"):
+        load_scenario("heart", split_seed=0, people=100, **NO_DP)
 
 
 def test_an_unknown_scenario_is_named():
