@@ -26,13 +26,15 @@ from participant.errors import ConfigError
 from participant.training import RULES, record_loss
 from privacy.audit.report import AuditLine, AuditReport
 from privacy.audit.subject import Batch
-from privacy.audit.suite import Subject, audit, hostile, scramble
+from privacy.audit.suite import Subject, arrange, audit, hostile, scramble
 from privacy.dp.clipping import GradientSum, LossPerRecord, clipped_sum
 from privacy.dp.dpsgd import train
 from privacy.dp.noise import sum_grid
 from privacy.randomness import OsRandom, Random
 
 PATIENTS = 12
+POOL = 24
+"""Made-up patients to choose from: two that use different experts are needed."""
 RECORDS_EACH = 2
 OUTLIER, NOT_FINITE = 0, 5
 CLIPPING_NORM = 0.5
@@ -60,30 +62,31 @@ def drill(
 
 
 def _subject(schema: TableSchema, config: ModelConfig) -> Subject:
-    generator = torch.Generator().manual_seed(SEED)
-    batch = _patients(schema, PATIENTS, generator)
     # Routing noise is secret and drawn for a batch as a whole; without it the sums of two batches can be compared.
     model = RoutedModel(build_model(replace(config, gumbel_scale=0.0), schema, seed=SEED))
     scramble(model, seed=SEED)
+    loss = record_loss(BALANCE_LOSS)
+    batch, later = arrange(model, loss, _made_up(schema), units=PATIENTS)
     return Subject(
         train=train,
         open_sum=_open_sum,
         grid_of=lambda bound, dimension: sum_grid(bound=bound, dimension=dimension),
         model=model,
-        loss_per_record=record_loss(BALANCE_LOSS),
+        loss_per_record=loss,
         batch=hostile(batch, outlier=OUTLIER, not_finite=NOT_FINITE),
-        later=_patients(schema, 1, generator),
+        later=later,
         not_finite=(NOT_FINITE,),
         clipping_norm=CLIPPING_NORM,
     )
 
 
-def _patients(schema: TableSchema, count: int, generator: torch.Generator) -> Batch:
-    values = synthetic_rows(schema, count * RECORDS_EACH, generator)
+def _made_up(schema: TableSchema) -> Batch:
+    generator = torch.Generator().manual_seed(SEED)
+    values = synthetic_rows(schema, POOL * RECORDS_EACH, generator)
     return Batch(
         inputs=values,
         labels=synthetic_labels(values, schema, generator),
-        units=torch.arange(count).repeat_interleave(RECORDS_EACH),
+        units=torch.arange(POOL).repeat_interleave(RECORDS_EACH),
     )
 
 

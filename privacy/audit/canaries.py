@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor, nn
 
 from privacy.audit.bounds import gaussian_epsilon, one_run_epsilon, proportion_limits
@@ -187,4 +187,4 @@ def _mu_at(
     false_negatives = proportion_limits(
         int((inside <= threshold).sum()), len(inside), error=error
     ).upper
-    return float(norm.isf(false_positives) - norm.ppf(false_negatives))
+    return float(-ndtri(false_positives) - ndtri(false_negatives))

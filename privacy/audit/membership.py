@@ -91,23 +91,34 @@ def record_gradients(
 
 
 def contributions(
-    gradients_MP: Tensor, change_P: Tensor, *, noise_deviation: float
+    gradients_MP: Tensor, certain_P: Tensor, change_P: Tensor, *, noise_deviation: float
 ) -> NDArray[np.float64]:
-    """How much of each gradient is in minus the change, up to a common factor [M].
+    """Best guess at each candidate's part in minus the change: 0.5 for in, -0.5 for out, 0 where nothing is known [M].
 
-    Ridge regression, which is the posterior mean when every weight is 0 or 1 with equal chance (variance 1/4, taken as
-    Gaussian) and the sum of the gradients has Gaussian noise of `noise_deviation` on every coordinate.
+    Minus the change is t (certain + sum_i b_i g_i) plus noise, with coins b_i and an unknown factor t, since sums are
+    divided by counts that are noised themselves. Written as t (certain + sum_i g_i / 2) + sum_i d_i g_i, with
+    d_i = t (b_i - 1/2) of variance t^2 / 4, it is ridge regression in t, which is free, and d; the ridge is the noise's
+    variance over that of b_i, and t cancels in it. Without noise the guesses are exact.
 
     Args:
-        gradients_MP: of everybody who may be in.
+        gradients_MP: of the candidates, each in by a fair coin, flat, float64.
+        certain_P: summed gradients of those who are known to be in.
         change_P: weights after minus before.
-        noise_deviation: on the sum of gradients, in their unit, >= 0.
+        noise_deviation: of the noise on each coordinate of the sum of gradients, in their unit, >= 0.
     """
-    gram_MM = gradients_MP @ gradients_MP.T
-    ridge = max(4.0 * noise_deviation**2, SMALLEST_RIDGE * float(gram_MM.diagonal().mean()))
-    system_MM = gram_MM + ridge * torch.eye(len(gram_MM), dtype=gram_MM.dtype)
-    weights_M: Tensor = torch.linalg.solve(system_MM, -(gradients_MP @ change_P.double()))
-    return weights_M.numpy()
+    expected_P = certain_P + gradients_MP.sum(0) / 2.0
+    rows_NP = torch.cat([expected_P.unsqueeze(0), gradients_MP])
+    gram_NN = rows_NP @ rows_NP.T
+    smallest = SMALLEST_RIDGE * float(gram_NN.diagonal()[1:].mean())
+    ridge_N = torch.full((len(rows_NP),), max(4.0 * noise_deviation**2, smallest)).double()
+    ridge_N[0] = smallest
+    found_N: Tensor = torch.linalg.solve(
+        gram_NN + torch.diag(ridge_N), -(rows_NP @ change_P.double())
+    )
+    factor = float(found_N[0])
+    if factor <= 0.0:  # the noise has turned the sum round: nothing is known
+        return np.zeros(len(gradients_MP))
+    return (found_N[1:] / factor).numpy()
 
 
 def loss_drop(

@@ -13,7 +13,8 @@ get no token. The model must be deterministic: routing noise that is drawn for t
 record leaves it (in training it is secret, and independent of the records).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,17 +42,17 @@ class Sensitivity:
 
 
 def measure_sensitivity(
-    sum_of: SumOfBatch,
+    open_sum: Callable[[], AbstractContextManager[SumOfBatch]],
     batch: Batch,
     *,
     later: Batch,
     clipping_norm: float,
     not_finite: Sequence[int] = (),
 ) -> Sensitivity:
-    """Tries every unit of `batch`; see the module docstring.
+    """Tries every unit of `batch`, each in a sum that has seen nothing else; see the module docstring.
 
     Args:
-        sum_of: the clipped sum under test.
+        open_sum: opens the clipped sum under test, afresh each time.
         batch: at least one unit.
         later: the batch that follows it, of other records.
         clipping_norm: bound that the sum claims, > 0.
@@ -59,21 +60,32 @@ def measure_sensitivity(
     """
     if batch.unit_count < 1:
         raise ValueError("Expected a batch of at least one unit, got none.")
-    nobody = sum_of(batch.where(torch.zeros(len(batch.inputs), dtype=torch.bool)))
-    whole, after_whole = sum_of(batch), sum_of(later)
+    nobody = batch.where(torch.zeros(len(batch.inputs), dtype=torch.bool))
+    whole, after_whole = _sums(open_sum, batch, later)
+    empty, _ = _sums(open_sum, nobody, later)
     removed, alone, earlier = [], [], []
     for unit in range(batch.unit_count):
-        removed.append(_distance(whole, sum_of(batch.without(unit))))
-        earlier.append(_distance(after_whole, sum_of(later)))
-        alone.append(_distance(sum_of(batch.only(unit)), nobody))
+        rest, after_rest = _sums(open_sum, batch.without(unit), later)
+        lone, _ = _sums(open_sum, batch.only(unit), nobody)
+        removed.append(_distance(whole, rest))
+        alone.append(_distance(lone, empty))
+        earlier.append(_distance(after_whole, after_rest))
     hidden = [max_of([removed[unit], alone[unit]]) for unit in not_finite]
     return Sensitivity(
         removed=max_of(removed) / clipping_norm,
         alone=max_of(alone) / clipping_norm,
         earlier=max_of(earlier) / clipping_norm,
         not_finite=max_of(hidden) / clipping_norm if hidden else 0.0,
-        empty=float(nobody.norm()) / clipping_norm,
+        empty=float(empty.norm()) / clipping_norm,
     )
+
+
+def _sums(
+    open_sum: Callable[[], AbstractContextManager[SumOfBatch]], first: Batch, second: Batch
+) -> tuple[Tensor, Tensor]:
+    """The sums over two batches, one after the other."""
+    with open_sum() as sum_of:
+        return sum_of(first), sum_of(second)
 
 
 def audit_sensitivity(
@@ -87,14 +99,15 @@ def audit_sensitivity(
     not_finite: Sequence[int] = (),
 ) -> tuple[AuditLine, ...]:
     """The lines of the sensitivity test. Nothing is left to chance: correct code always passes."""
-    with open_sum(model, loss_per_record, clipping_norm=clipping_norm) as gradient_sum:
-        found = measure_sensitivity(
-            flat_sum(gradient_sum, model),
-            batch,
-            later=later,
-            clipping_norm=clipping_norm,
-            not_finite=not_finite,
-        )
+
+    @contextmanager
+    def opened() -> Iterator[SumOfBatch]:
+        with open_sum(model, loss_per_record, clipping_norm=clipping_norm) as gradient_sum:
+            yield flat_sum(gradient_sum, model)
+
+    found = measure_sensitivity(
+        opened, batch, later=later, clipping_norm=clipping_norm, not_finite=not_finite
+    )
     units = batch.unit_count
     lines = (
         ("sensitivity: unit removed", found.removed, 1.0, f"largest of {units} units"),

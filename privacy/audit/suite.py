@@ -43,7 +43,7 @@ from privacy.audit.noise import (
 from privacy.audit.report import AuditLine, AuditReport, control
 from privacy.audit.sensitivity import audit_sensitivity
 from privacy.audit.subject import Batch, OpenSum, Train
-from privacy.dp.clipping import LossPerRecord
+from privacy.dp.clipping import LossPerRecord, PlainSum, trainable_parameters
 from privacy.dp.dpsgd import TrainingTask
 from privacy.randomness import Random
 
@@ -82,7 +82,7 @@ class Subject:
     batch: Batch = field(repr=False)
     """An outlier as its first unit, persons with several records, and the units `not_finite`."""
     later: Batch = field(repr=False)
-    """Few records, so that some experts get none."""
+    """Few records, so that some experts of the batch get none; see `arrange`."""
     not_finite: tuple[int, ...]
     clipping_norm: float
 
@@ -237,3 +237,53 @@ def hostile(batch: Batch, *, outlier: int, not_finite: int) -> Batch:
     labels[batch.owners == outlier] = IMMENSE_LABEL
     labels[batch.owners == not_finite] = torch.nan
     return replace(batch, labels=labels)
+
+
+def arrange(
+    model: nn.Module, loss_per_record: LossPerRecord, pool: Batch, *, units: int
+) -> tuple[Batch, Batch]:
+    """A batch of `units` units and a later one of a single unit that leaves alone an expert of the batch's first unit.
+
+    Only so can norms that a layer kept from the batch before do harm, and be seen. Which experts a unit uses is read off
+    its gradient: a slice of a stacked parameter that is zero was not used.
+
+    Raises:
+        ValueError: too few units in the pool, or all of them use the same experts.
+    """
+    if pool.unit_count <= units:
+        raise ValueError(f"Expected a pool of more than {units} units, got {pool.unit_count}.")
+    used_US = _used_slices(model, loss_per_record, pool)
+    # [i, j]: slices that unit i uses and unit j does not.
+    only_UU = (used_US.unsqueeze(1) & ~used_US.unsqueeze(0)).sum(2)
+    if not bool(only_UU.any()):
+        raise ValueError("Expected units that use different experts, all use the same.")
+    first, later = divmod(int(only_UU.argmax()), pool.unit_count)
+    others = [unit for unit in range(pool.unit_count) if unit not in (first, later)]
+    chosen = [first, *others[: units - 1]]
+    rows = [torch.nonzero(pool.owners == unit).flatten() for unit in chosen]
+    owners = [torch.full((len(of_unit),), place) for place, of_unit in enumerate(rows)]
+    batch = Batch(
+        inputs=pool.inputs[torch.cat(rows)],
+        labels=pool.labels[torch.cat(rows)],
+        units=None if pool.units is None else torch.cat(owners),
+    )
+    return batch, pool.only(later)
+
+
+def _used_slices(model: nn.Module, loss_per_record: LossPerRecord, pool: Batch) -> torch.Tensor:
+    """Which slices of the stacked (three-dimensional) parameters each unit's gradient reaches, bool [U, S]."""
+    alone = PlainSum(model, loss_per_record)
+    parameters = list(trainable_parameters(model).values())
+    rows = []
+    for unit in range(pool.unit_count):
+        own = pool.only(unit)
+        sums = alone(own.inputs, own.labels, own.units).gradients
+        reached = [
+            torch.zeros(len(parameter), dtype=torch.bool)
+            if piece is None
+            else piece.flatten(1).any(1)
+            for parameter, piece in zip(parameters, sums, strict=True)
+            if parameter.dim() == 3
+        ]
+        rows.append(torch.cat([torch.zeros(0, dtype=torch.bool), *reached]))
+    return torch.stack(rows)

@@ -44,6 +44,7 @@ from sims.attacks.federation import (
     Recording,
     Release,
     View,
+    attack_spec,
     candidate_tables,
     record,
 )
@@ -112,13 +113,14 @@ def run_attacks(
         ConfigError: an epsilon for which there is no noise.
         RoundError: a rehearsal failed.
     """
+    runs = [AttackedRun(view=view, epsilon=budget) for view in VIEWS for budget in (None, epsilon)]
+    for run in runs:
+        attack_spec(run)  # refuses what cannot be, before minutes are spent
     results = []
-    for view in VIEWS:
-        for budget in (None, epsilon):
-            privacy = "no privacy" if budget is None else f"epsilon {budget:g}"
-            progress(f"{2 * pairs} rehearsals, {view}, {privacy}")
-            run = AttackedRun(view=view, epsilon=budget)
-            results.append(attack(run, pairs=pairs, coins=np.random.default_rng(seed)))
+    for run in runs:
+        privacy = "no privacy" if run.epsilon is None else f"epsilon {run.epsilon:g}"
+        progress(f"{2 * pairs} rehearsals, {run.view}, {privacy}")
+        results.append(attack(run, pairs=pairs, coins=np.random.default_rng(seed)))
     lines = [line for result in results for line in judge(result)]
     return AttackSuite(results=tuple(results), report=AuditReport(lines=tuple(lines)))
 
@@ -208,7 +210,7 @@ def invert(recording: Recording) -> list[float]:
 def membership_scores(
     recording: Recording, tables: Mapping[str, pd.DataFrame]
 ) -> NDArray[np.float64]:
-    """How much of each candidate's gradients is in what was released, over all rounds [M]; sites in order of `tables`."""
+    """Guesses at who took part, summed over the rounds [M]; sites in order of `tables`."""
     spec = recording.spec
     with tempfile.TemporaryDirectory() as folder:
         known = {s: read_site_data(t, spec.table, Path(folder)) for s, t in tables.items()}
@@ -222,15 +224,17 @@ def membership_scores(
             torch.from_numpy(np.concatenate([known[site].labels_N for site in release.sites])),
             clipping_norm=spec.privacy.clipping_norm if spec.privacy.is_private else None,
         )
+        by_site = gradients_MP.reshape(len(release.sites), CERTAIN + CANDIDATES, -1)
         # Every site of the sum adds noise of its own.
         noise = spec.privacy.noise_multiplier * spec.privacy.clipping_norm
-        weights = contributions(
-            gradients_MP,
+        guesses = contributions(
+            by_site[:, CERTAIN:].flatten(0, 1),
+            by_site[:, :CERTAIN].sum((0, 1)),
             _in_model_order(spec, model, release),
             noise_deviation=noise * len(release.sites) ** 0.5,
         )
-        for site, of_site in zip(release.sites, np.split(weights, len(release.sites)), strict=True):
-            scores[site] += of_site[CERTAIN:]
+        for site, of_site in zip(release.sites, np.split(guesses, len(release.sites)), strict=True):
+            scores[site] += of_site
     return np.concatenate(list(scores.values()))
 
 

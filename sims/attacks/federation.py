@@ -42,9 +42,9 @@ MODEL = {
     "layers": 1,
     "heads": 4,
     "kv_heads": 4,
-    "experts": 32,
-    "top_k": 8,
-    "expert_width": 8,
+    "experts": 64,
+    "top_k": 16,
+    "expert_width": 4,
     "gumbel_scale": 0.0,
 }
 TRAINING = {"local_steps": 1, "sample_rate": 1.0, "learning_rate": 1.0, "optimizer": "sgd"}
@@ -61,6 +61,8 @@ class AttackedRun:
     epsilon: float | None
     """Total epsilon; None without privacy."""
     delta: float = 1e-5
+    seed: int | None = None
+    """Of the first model and of training, for runs without privacy; None is new for every run."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,6 +96,7 @@ def attack_spec(run: AttackedRun) -> RunSpec:
     return load_run_spec(
         scenario_path(SCENARIO),
         name="attack",
+        seed=run.seed,
         tier=None,
         rounds=ROUNDS,
         spare_attempts=0,

@@ -99,7 +99,10 @@ def attacked(task, pairs):
     noise = task.noise_multiplier * (task.clipping_norm or 0.0)
     return repeat(
         lambda number, was_in: contributions(
-            gradients, change_after(task, was_in, number), noise_deviation=noise
+            gradients,
+            torch.zeros(gradients.shape[1], dtype=torch.float64),
+            change_after(task, was_in, number),
+            noise_deviation=noise,
         ),
         candidates=CANDIDATES,
         pairs=pairs,
@@ -132,13 +135,21 @@ def test_record_gradients_are_those_of_one_record_at_a_time_and_clipped():
     assert clipped.square().sum(1).sqrt().max() <= 0.3 + 1e-9
 
 
-def test_contributions_of_a_sum_without_noise_are_exact():
+@pytest.mark.parametrize("factor", [1.0, 0.01])
+def test_contributions_of_a_sum_without_noise_are_exact_whatever_it_was_divided_by(factor):
     generator = torch.Generator().manual_seed(1)
-    gradients = torch.randn(10, 50, generator=generator, dtype=torch.float64)
-    was_in = torch.arange(10) % 3 == 0
-    change = -gradients[was_in].sum(0)
-    found = contributions(gradients, change, noise_deviation=0.0)
-    np.testing.assert_allclose(found, was_in.double().numpy(), atol=1e-6)
+    gradients = torch.randn(12, 50, generator=generator, dtype=torch.float64)
+    candidates, certain = gradients[:8], gradients[8:].sum(0)
+    was_in = torch.arange(8) % 3 == 0
+    change = -factor * (certain + candidates[was_in].sum(0))
+    found = contributions(candidates, certain, change, noise_deviation=0.0)
+    np.testing.assert_allclose(found, was_in.double().numpy() - 0.5, atol=1e-5)
+
+
+def test_a_sum_that_noise_has_turned_round_says_nothing():
+    gradients = torch.eye(3, dtype=torch.float64)
+    certain = torch.ones(3, dtype=torch.float64)
+    assert not contributions(gradients, certain, certain, noise_deviation=1.0).any()
 
 
 def test_the_loss_of_a_record_drops_where_it_was_trained_on():

@@ -3,6 +3,7 @@
 import ast
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ import torch
 from model.routing import RoutedModel
 from participant.training import record_loss
 from privacy.audit.controls import broken_half_noise
-from privacy.audit.report import AuditReport, Verdict
+from privacy.audit.report import AuditLine, AuditReport, Verdict
 from privacy.audit.subject import Batch
-from privacy.audit.suite import AuditSize, Subject, audit, correct_lines, hostile
+from privacy.audit.suite import AuditSize, Subject, arrange, audit, correct_lines, hostile
 from privacy.dp.clipping import clipped_sum
 from privacy.dp.dpsgd import train
 from privacy.dp.noise import sum_grid
@@ -20,7 +21,7 @@ from privacy.randomness import SeededRandom
 from tests.privacy.small_moe import RULES, moe_model, records
 
 ROOT = Path(__file__).parents[2]
-RUNS = int(os.environ.get("CONCORD_AUDIT_RUNS", "5"))
+RUNS = int(os.environ.get("CONCORD_AUDIT_RUNS", "2"))
 """Runs of the correct code; 200 take three minutes of CPU."""
 MAY_BREAK = {"privacy/audit/controls.py", "privacy/audit/suite.py"}
 
@@ -30,16 +31,18 @@ def open_sum(model, loss_per_record, /, *, clipping_norm):
 
 
 def subject(**changes):
-    inputs, labels = records(12)
-    batch = Batch(inputs=inputs, labels=labels, units=torch.arange(12) // 2)
-    facts = {
+    inputs, labels = records(40)
+    pool = Batch(inputs=inputs, labels=labels, units=torch.arange(40) // 2)
+    model, loss = RoutedModel(moe_model()), record_loss(0.01)
+    batch, later = arrange(model, loss, pool, units=6)
+    facts: dict[str, Any] = {
         "train": train,
         "open_sum": open_sum,
         "grid_of": lambda bound, dimension: sum_grid(bound=bound, dimension=dimension),
-        "model": RoutedModel(moe_model()),
-        "loss_per_record": record_loss(0.01),
+        "model": model,
+        "loss_per_record": loss,
         "batch": hostile(batch, outlier=0, not_finite=4),
-        "later": Batch(inputs=inputs[-1:], labels=labels[-1:]),
+        "later": later,
         "not_finite": (4,),
         "clipping_norm": 0.4,
     }
@@ -75,7 +78,7 @@ def test_half_the_noise_in_place_of_the_real_training_fails_the_audit():
 @pytest.mark.slow
 @pytest.mark.statistical
 def test_every_broken_variant_is_caught_and_progress_tells_each_line():
-    told = []
+    told: list[AuditLine] = []
     report = audit(subject(), SeededRandom(1, "whole"), progress=told.append)
     assert report.passed
     assert tuple(told) == report.lines
