@@ -1,6 +1,6 @@
 """A site's part in one attempt at a round, in the order it happens.
 
-1. verify the plan's signature, ask the site's own policy, pin the cohort's signing keys;
+1. verify the plan's signature, ask the site's own policy, probe the model, pin the cohort's signing keys;
 2. join the exchange session and say hello, so that the coordinator knows who takes part; fetch the base model by hash;
 3. charge the privacy budget, durably; only then touch a record;
 4. train, and pass the result through the release gate; the budget notes what leaves before it does;
@@ -52,7 +52,12 @@ from participant.identity import PeerKeys, load_coordinator_key, load_signing_ke
 from participant.outbox import Outbox, StoredSeals
 from participant.policy import load_policy
 from participant.release import ReleaseGate
-from participant.training import evaluate, train_update, training_random
+from participant.training import (
+    evaluate,
+    require_private_model,
+    train_update,
+    training_random,
+)
 from privacy.dp.events import event_to_json
 from privacy.secagg.protocol import LEGS, SitePart, SumContext
 from privacy.secagg.secure_sum import site_part
@@ -159,6 +164,11 @@ class Participation:
                 f"The plan contradicts itself: count_epsilon={plan.privacy.count_epsilon} pays for no count, and the "
                 "site's weight in the mean is a count."
             )
+        if plan.privacy.is_private:
+            try:
+                require_private_model(plan.model, plan.table, plan.training.balance_loss)
+            except ValueError as error:
+                raise PlanError(f"The plan's model cannot be trained privately: {error}") from error
         if sorted(task.keys) != sorted(plan.cohort):
             raise PlanError("The signing keys handed out are not those of the plan's cohort.")
         self._peers.pin(task.keys)

@@ -8,6 +8,7 @@ Before the first private training under a model and a table, both are probed on 
 record influences another, or a parameter that clipping would miss, is refused before a real record is touched.
 """
 
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -44,6 +45,8 @@ EVALUATION_ROWS = 1024
 PROBE_RECORDS = 4
 PROBE_SEED = 1
 DEFAULT_SETTINGS = TrainingSettings()
+
+_probing = threading.Lock()
 
 
 def training_task(
@@ -169,13 +172,18 @@ def record_loss(balance_loss: float) -> LossPerRecord:
     return loss
 
 
-@lru_cache(maxsize=16)
 def require_private_model(config: ModelConfig, table: TableSchema, balance_loss: float) -> None:
     """Probes the model on made-up records; once in a process for each model and table.
 
     Raises:
         ValueError: one record influences another, or a gradient would escape the clipping.
     """
+    with _probing:  # sites that rehearse in one process ask at the same moment
+        _probe(config, table, balance_loss)
+
+
+@lru_cache(maxsize=16)
+def _probe(config: ModelConfig, table: TableSchema, balance_loss: float) -> None:
     generator = torch.Generator().manual_seed(PROBE_SEED)
     values = synthetic_rows(table, PROBE_RECORDS, generator)
     labels = synthetic_labels(values, table, generator)

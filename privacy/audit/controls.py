@@ -13,7 +13,7 @@ repository holds everything else away from it.
 | `broken_stale_norms` | nothing is kept from one batch to the next | sensitivity, earlier batch |
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -32,62 +32,27 @@ TOO_WIDE = 1000.0
 
 def broken_without_noise(train: Train) -> Train:
     """Training that adds nothing to its sums, while its declaration says otherwise."""
-
-    def broken(
-        model: nn.Module,
-        inputs: Tensor,
-        labels: Tensor,
-        loss_per_record: LossPerRecord,
-        task: TrainingTask,
-        random: Random,
-        /,
-    ) -> object:
-        bare = replace(task, clipping_norm=None, noise_multiplier=0.0)
-        return train(model, inputs, labels, loss_per_record, bare, random)
-
-    return broken
+    return _under(train, lambda task: replace(task, clipping_norm=None, noise_multiplier=0.0))
 
 
 def broken_half_noise(train: Train) -> Train:
     """Training with half the declared noise."""
-
-    def broken(
-        model: nn.Module,
-        inputs: Tensor,
-        labels: Tensor,
-        loss_per_record: LossPerRecord,
-        task: TrainingTask,
-        random: Random,
-        /,
-    ) -> object:
-        quieter = replace(task, noise_multiplier=task.noise_multiplier / 2.0)
-        return train(model, inputs, labels, loss_per_record, quieter, random)
-
-    return broken
+    return _under(train, lambda task: replace(task, noise_multiplier=task.noise_multiplier / 2.0))
 
 
 def broken_without_clipping(train: Train) -> Train:
     """Training that clips at far more than it declares, and adds the declared noise."""
 
-    def broken(
-        model: nn.Module,
-        inputs: Tensor,
-        labels: Tensor,
-        loss_per_record: LossPerRecord,
-        task: TrainingTask,
-        random: Random,
-        /,
-    ) -> object:
+    def widened(task: TrainingTask) -> TrainingTask:
         if task.clipping_norm is None:
             raise ValueError("Expected a task with a clipping_norm to break.")
-        wide = replace(
+        return replace(
             task,
             clipping_norm=task.clipping_norm * TOO_WIDE,
             noise_multiplier=task.noise_multiplier / TOO_WIDE,
         )
-        return train(model, inputs, labels, loss_per_record, wide, random)
 
-    return broken
+    return _under(train, widened)
 
 
 def broken_counting_twice(train: Train) -> Train:
@@ -191,3 +156,20 @@ class _StaleNormSum:
         weight = (self._clipping_norm / squares.sqrt()).clamp(max=1.0)
         for total, gradient in zip(totals, gradients, strict=True):
             total.add_(gradient * weight)
+
+
+def _under(train: Train, changed: Callable[[TrainingTask], TrainingTask]) -> Train:
+    """The training, under another task than the one that is declared."""
+
+    def broken(
+        model: nn.Module,
+        inputs: Tensor,
+        labels: Tensor,
+        loss_per_record: LossPerRecord,
+        task: TrainingTask,
+        random: Random,
+        /,
+    ) -> object:
+        return train(model, inputs, labels, loss_per_record, changed(task), random)
+
+    return broken
