@@ -26,11 +26,11 @@ demo: setup ## the main job: a coordinator and four hospitals as real processes;
 	$(BIN)/sims demo --out demo-out
 
 test: setup ## all tests that this machine can run, real processes included
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not processes"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not long and not processes"
 	$(BIN)/python -m pytest -m "processes and not gpu"
 
 test-fast: setup ## the tests of a minute or two, run before every commit
-	$(BIN)/python -m pytest -n 2 -q -m "not gpu and not processes and not slow"
+	$(BIN)/python -m pytest -n 2 -q -m "not gpu and not long and not processes and not slow"
 
 lint: setup ## ruff, mypy, import-linter
 	$(BIN)/ruff format --check .
