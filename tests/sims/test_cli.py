@@ -118,7 +118,7 @@ def test_too_few_patients_for_an_epsilon_are_warned_of_on_stderr(invoke):
 
 
 @pytest.mark.slow
-@pytest.mark.processes
+@pytest.mark.slow
 def test_several_seeds_print_one_object_with_every_level(tmp_path):
     command = [str(SIMS), "run", "heart", "--json", "--seeds", "2", "--epsilon", "8"]
     done = subprocess.run(

@@ -206,7 +206,7 @@ def level_of(name: str, epsilon: float) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.processes
+@pytest.mark.slow
 def test_a_few_made_up_customers_go_through_every_step() -> None:
     told: list[float | None] = []
     found = measure_utility(
