@@ -2,9 +2,9 @@
 
 The noise is the two-sided geometric distribution, exact on the integers (`privacy.dp.noise`), so no output reveals which
 value it came from (Mironov 2012). The event of one release, a vector included, is one
-`privacy.dp.events.DiscreteLaplace` with the same epsilon and sensitivity: neighbouring vectors that are `sensitivity`
-apart in L1 are never easier to tell apart than two integers that far apart, because in a vector the losses of the
-coordinates average out.
+`privacy.dp.events.DiscreteLaplace` with the same epsilon and sensitivity. That neighbouring vectors `sensitivity` apart in
+L1 are no easier to tell apart than two integers that far apart is checked numerically in the tests, not proved; that
+each release is epsilon-DP by itself is.
 
 A vector of real numbers per unit becomes integers of bounded L1 norm with `clip_l1`; the sum over the units is released.
 Neighbouring tables differ by one unit, added or removed.
