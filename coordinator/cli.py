@@ -205,7 +205,7 @@ def train(
 ) -> None:
     """Request a federated run; a serving coordinator drives it."""
     # Imported here: calibrating noise loads the accountant, which costs seconds.
-    from coordinator.run_spec import load_run_spec
+    from coordinator.run_spec import load_run_spec, noise_facts, tolerance_facts
 
     with _reported(as_json) as answer, _ledger(home) as (_, _, ledger):
         request = load_run_spec(spec)
@@ -215,6 +215,12 @@ def train(
             run = _wait(ledger, run)
         answer.content = _run_facts(run)
         answer.lines = [f"Run {run.run_id}: {run.state}. {run.reason or ''}".strip()]
+        stands = tolerance_facts(request)
+        answer.content["tolerance"] = asdict(stands)
+        answer.lines.append(stands.words)
+        if (noise := noise_facts(request)) is not None:
+            answer.content["shared_noise"] = asdict(noise)
+            answer.lines.append(noise.words)
         if run.state in {RunState.FAILED, RunState.CANCELLED}:
             raise CoordinatorError(f"Run {run.run_id} {run.state}: {run.reason}")
 

@@ -36,8 +36,9 @@ class Cohort:
     def wait(self) -> tuple[str, ...]:
         """Names of the members that are online, sorted, once there are enough of them.
 
-        Waits for as many as the run asks for, but for a quorum only after `join_seconds`, and does not wait again for a
-        member that was missing then and still is.
+        Waits for as many as the run asks for, but for the fewest that will do (a quorum, in every group that the promise
+        about malicious sites takes) only after `join_seconds`, and does not wait again for a member that was missing then
+        and still is.
 
         Raises:
             QuorumError: no quorum within `online_seconds`.
@@ -52,7 +53,7 @@ class Cohort:
             if len(online) >= self._spec.sites:
                 self._given_up.clear()
                 return online[:MAX_SITES]
-            if len(online) >= self._spec.quorum and (
+            if len(online) >= self._spec.fewest_sites and (
                 (missing and missing <= self._given_up) or waited > self._spec.timing.join_seconds
             ):
                 self._given_up = missing
@@ -60,7 +61,7 @@ class Cohort:
             if waited > self._spec.timing.online_seconds:
                 raise QuorumError(
                     f"Run {self._run_id}: {len(online)} sites online ({', '.join(online) or 'none'}) after "
-                    f"{waited:.0f} s, quorum {self._spec.quorum}. Ask the missing sites to start "
+                    f"{waited:.0f} s, {self._spec.fewest_sites} are needed. Ask the missing sites to start "
                     f'"participant run", then start the run again.'
                 )
             time.sleep(ONLINE_POLL_SECONDS)

@@ -6,7 +6,7 @@ aggregating  every contribution that will count has been sealed; nothing more is
 committed    the new model is durable and is the truth
 aborted      this attempt produced nothing; the previous round is still the truth
 
-The functions are pure: they return the next value or raise. The ledger enforces the same order in SQL, so that two
+The transitions are pure: they return the next value or raise. The ledger enforces the same order in SQL, so that two
 processes cannot both believe they moved a round.
 """
 
@@ -17,8 +17,9 @@ from coordinator.errors import TransitionError
 from coordinator.ledger.states import RoundState
 from coordinator.run_spec import RunSpec
 from coordinator.wire.contribution import contribution_layout
+from coordinator.wire.groups import draw_groups
 from coordinator.wire.plan import RoundPlan
-from privacy.secagg.plan import SumPlan, smallest_threshold
+from privacy.secagg.plan import SumPlan, sum_threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +80,20 @@ def plan_round(
     base_model_bytes: int,
     now: datetime,
 ) -> RoundPlan:
-    """The plan of one attempt, derived from the run's request and the sites that are online."""
+    """The plan of one attempt, derived from the run's request and the sites that are online; its groups are drawn here.
+
+    Raises:
+        ValueError: fewer sites than a group takes.
+    """
+    groups = draw_groups(cohort, min(spec.robust.groups, len(cohort) // spec.least_group))
+    largest = max(map(len, groups))
     return RoundPlan(
         run_id=run_id,
         round=number,
         attempt=attempt,
         rounds_charged=spec.rounds + spec.spare_attempts,
         cohort=tuple(sorted(cohort)),
+        groups=groups,
         quorum=spec.quorum,
         deadline=now.astimezone(UTC) + timedelta(seconds=spec.timing.round_seconds),
         silence_seconds=spec.timing.silence_seconds,
@@ -98,20 +106,19 @@ def plan_round(
         secure_sum=SumPlan(
             scheme=spec.secure_sum.scheme,
             dimension=contribution_layout(spec.model, spec.table, spec.privacy).dimension,
-            max_sites=len(cohort),
+            max_sites=largest,
             quorum=spec.quorum,
-            threshold=sum_threshold(spec.secure_sum.scheme, len(cohort)),
+            threshold=sum_threshold(spec.secure_sum.scheme, largest),
             value_range=1.0,
+            value_bits=spec.secure_sum.value_bits,
+            key_holder=spec.secure_sum.key_holder,
+            obfuscation=spec.secure_sum.obfuscation,
         ),
         update_range=spec.secure_sum.update_range,
         weight_cap=spec.secure_sum.weight_cap,
         seed=spec.seed,
+        robust=spec.robust.plan,
     )
-
-
-def sum_threshold(scheme: str, sites: int) -> int:
-    """Shares needed to open a sum; `plain` has nothing to open."""
-    return 1 if scheme == "plain" else smallest_threshold(sites)
 
 
 def _require(progress: RoundProgress, target: RoundState, *allowed: RoundState) -> None:

@@ -14,11 +14,22 @@ from pydantic.dataclasses import dataclass
 from coordinator.errors import ConfigError
 from coordinator.wire.channel import MAX_DEADLINE_SECONDS, MAX_SILENCE_SECONDS
 from coordinator.wire.charges import side_events
-from coordinator.wire.plan import PrivacyPlan, TrainingPlan, distributed_problem
+from coordinator.wire.plan import PrivacyPlan, TrainingPlan
+from coordinator.wire.robustness import (
+    RobustPlan,
+    Rule,
+    Tolerance,
+    fewest_groups,
+    least_group,
+    tolerance,
+)
+from coordinator.wire.shared_noise import SharedNoise, distributed_problem, shared_noise
 from model.config import TIERS, ModelConfig
 from model.parameters import parameter_count
 from model.schema import TableSchema, load_schema
 from privacy.dp.accounting import calibrate_noise
+from privacy.fixed_point import FixedPoint
+from privacy.secagg.plan import Obfuscation, Scheme, smallest_threshold
 
 MAX_ROUND_SECONDS = MAX_DEADLINE_SECONDS - MAX_SILENCE_SECONDS
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -43,11 +54,37 @@ class ServerOptimizerSpec:
 class SecureSumSpec:
     """How contributions are added."""
 
-    scheme: Literal["mask", "plain"] = "mask"
+    scheme: Scheme = "mask"
     update_range: float = Field(default=1.0, gt=0)
     """Largest absolute change of one weight in one round; larger ones are clipped."""
     weight_cap: int = Field(default=100_000, ge=1)
     """Patients at which a site's weight stops growing."""
+    value_bits: int = Field(default=24, ge=8, le=31)
+    """Bits of one site's coordinate, sign included; a sum takes ceil(log2(sites)) more, 32 at most. Fewer are fewer bytes
+    and a coarser grid."""
+    key_holder: str = ""
+    """`paillier`: the site that makes the key and deals it out; every site's policy must trust it."""
+    obfuscation: Obfuscation = "djn-half"
+    """`paillier`: `subgroup` is faster and rests on one more assumption."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RobustSpec:
+    """What a round does about malicious sites."""
+
+    rule: Rule = "mean"
+    """How the means of the groups become one."""
+    groups: int = Field(default=1, ge=1, le=64)
+    """Groups with a secure sum each; an attempt with fewer sites makes fewer, as long as the promise holds."""
+    tolerate: int = Field(default=0, ge=0, le=64)
+    """Malicious sites that every round must stand; refused if rule and groups cannot."""
+    update_norm: float | None = Field(default=None, gt=0)
+    """Largest L2 norm of one site's change, kept by the sites' own code; without it only `update_range` bounds a change."""
+
+    @property
+    def plan(self) -> RobustPlan:
+        """What the sites are told of it."""
+        return RobustPlan(rule=self.rule, tolerate=self.tolerate, update_norm=self.update_norm)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -75,15 +112,27 @@ class RunSpec:
     sites: int = Field(ge=1, le=64)
     """Sites to wait for before a round starts; a round starts with fewer, from the quorum up, after `join_seconds`."""
     quorum: int = Field(ge=1)
+    """Fewest sites over whose vectors a sum may be opened; with several groups, in each of them."""
     table: TableSchema
     model: ModelConfig
     training: TrainingPlan
     privacy: PrivacyPlan
     secure_sum: SecureSumSpec = SecureSumSpec()
+    robust: RobustSpec = RobustSpec()
     server: ServerOptimizerSpec = ServerOptimizerSpec()
     timing: Timing = Timing()
     seed: int | None = None
     """Fixes all random choices of training, for rehearsals without DP."""
+
+    @property
+    def least_group(self) -> int:
+        """Fewest sites in a group."""
+        return least_group(self.secure_sum.scheme, self.quorum, groups=self.robust.groups)
+
+    @property
+    def fewest_sites(self) -> int:
+        """Sites without which no attempt is made: for the quorum, in as many groups as the promise takes."""
+        return fewest_groups(self.robust.rule, self.robust.tolerate) * self.least_group
 
     def to_json(self) -> str:
         """The exact text that the ledger keeps."""
@@ -180,10 +229,19 @@ def _require_consistent(spec: RunSpec, path: Path) -> None:
         raise ConfigError(
             f"{path}: quorum={spec.quorum} must lie between 1 and sites={spec.sites}."
         )
-    if spec.secure_sum.scheme == "mask" and spec.quorum < 2:
+    if spec.secure_sum.scheme != "plain" and spec.quorum < 2:
         raise ConfigError(
-            f"{path}: a masked sum of one site hides nothing; quorum={spec.quorum} must be at least 2."
+            f"{path}: a secure sum of one site hides nothing; quorum={spec.quorum} must be at least 2."
         )
+    if (spec.secure_sum.scheme == "paillier") != bool(spec.secure_sum.key_holder):
+        raise ConfigError(
+            f'{path}: secure_sum.key_holder={spec.secure_sum.key_holder!r} with scheme="{spec.secure_sum.scheme}": name the '
+            "site that makes the key with paillier, and none otherwise."
+        )
+    try:
+        _largest_encoding(spec)
+    except ValueError as error:
+        raise ConfigError(f"{path}: secure_sum: {error}") from error
     if spec.privacy.is_private and spec.privacy.count_epsilon <= 0:
         raise ConfigError(
             f"{path}: count_epsilon={spec.privacy.count_epsilon} must be positive: a site's weight in the mean is its "
@@ -191,6 +249,7 @@ def _require_consistent(spec: RunSpec, path: Path) -> None:
         )
     if spec.privacy.mechanism == "distributed-dp":
         _require_distributable(spec, path)
+    _require_robust(spec, path)
     if spec.seed is not None and spec.privacy.is_private:
         raise ConfigError(
             f"{path}: seed={spec.seed} with DP would make the noise predictable; remove the seed."
@@ -199,18 +258,71 @@ def _require_consistent(spec: RunSpec, path: Path) -> None:
 
 def _require_distributable(spec: RunSpec, path: Path) -> None:
     """The noise of all sites meets in the sum of one step's gradients, and nowhere else."""
+    cohorts = range(spec.quorum, spec.sites + 1)
     problem = distributed_problem(
         spec.privacy,
         spec.training,
+        scheme=spec.secure_sum.scheme,
         quorum=spec.quorum,
-        sites=spec.sites,
+        withstood=min(2 * smallest_threshold(sites) - sites - 1 for sites in cohorts),
+        encoding=_largest_encoding(spec),
         parameters=parameter_count(spec.model, spec.table),
         update_range=spec.secure_sum.update_range,
     )
-    if spec.secure_sum.scheme != "mask":
-        problem = f'secure_sum scheme "{spec.secure_sum.scheme}" shows every site\'s share of the noise; use "mask"'
     if problem:
         raise ConfigError(f"{path}: {problem}.")
+
+
+def _require_robust(spec: RunSpec, path: Path) -> None:
+    """Raises unless the promise about malicious sites can be kept."""
+    robust, scheme = spec.robust, spec.secure_sum.scheme
+    try:
+        tolerance_facts(spec)
+    except ValueError as error:
+        raise ConfigError(f"{path}: robust: {error}.") from error
+    if robust.groups * spec.least_group > spec.sites:
+        raise ConfigError(
+            f"{path}: robust: groups={robust.groups} of at least {spec.least_group} sites each (quorum={spec.quorum}, "
+            f'scheme="{scheme}") take {robust.groups * spec.least_group} sites; the run has sites={spec.sites}.'
+        )
+    if robust.groups > 1 and scheme == "paillier":
+        raise ConfigError(
+            f'{path}: robust: groups={robust.groups} with scheme="paillier": its key holder can be in one group only. Use mask '
+            "or ckks."
+        )
+    if spec.privacy.mechanism == "distributed-dp" and robust != RobustSpec():
+        raise ConfigError(
+            f'{path}: robust: mechanism="distributed-dp" takes rule="mean", one group and no update_norm: the noise that makes '
+            "it private is whole only in the sum over all sites, and a site's share of it must not be cut."
+        )
+
+
+def tolerance_facts(spec: RunSpec) -> Tolerance:
+    """What a round with all sites and all groups stands.
+
+    Raises:
+        ValueError: rule and groups cannot keep the promise.
+    """
+    return tolerance(spec.robust.plan, groups=spec.robust.groups, sites=spec.sites)
+
+
+def noise_facts(spec: RunSpec) -> SharedNoise | None:
+    """What shared noise takes in the largest cohort of the run; None if the run shares none."""
+    if spec.privacy.mechanism != "distributed-dp":
+        return None
+    return shared_noise(
+        spec.privacy,
+        encoding=_largest_encoding(spec),
+        parameters=parameter_count(spec.model, spec.table),
+        update_range=spec.secure_sum.update_range,
+        sums=spec.rounds + spec.spare_attempts,
+    )
+
+
+def _largest_encoding(spec: RunSpec) -> FixedPoint:
+    return FixedPoint(
+        value_range=1.0, max_addends=spec.sites, value_bits=spec.secure_sum.value_bits
+    )
 
 
 def _merge(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ A round, in the order it happens:
  1. wait until enough sites are online, and plan the attempt;
  2. the ledger records the plan; the exchange opens a session with one ticket per site;
  3. a Flower message hands each site the signed plan and its ticket;
- 4. the sites train and take part in the secure sum, which is driven here leg by leg;
- 5. sum -> mean -> server optimiser -> candidate weights;
+ 4. the sites train and take part in the secure sums of their groups, which are driven here leg by leg;
+ 5. sums -> mean, by the run's robust rule -> server optimiser -> candidate weights;
  6. the model file is written, fsynced, read back and hash-checked, and then the ledger commits the round.
 Whatever fails before 6 aborts the attempt: the previous round is still the truth, and the next attempt asks again with
 new masks and a new charge, as long as the attempts that the budget was calibrated for last.
@@ -26,7 +26,8 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from coordinator.cohort import Cohort
-from coordinator.errors import AggregationError, QuorumError, RoundError
+from coordinator.errors import QuorumError, RoundError
+from coordinator.group_means import mean_of_groups, promise_problem
 from coordinator.ledger.records import (
     Lease,
     NewModel,
@@ -46,7 +47,7 @@ from coordinator.rounds import (
 )
 from coordinator.run_spec import RunSpec
 from coordinator.strategies.server_optimizer import ServerOptimizer, load_moments, save_moments
-from coordinator.summation import DONE, SumDriver, Summation
+from coordinator.summation import DONE, GroupPart, SumDriver, Summation
 from coordinator.wire.channel import (
     COORDINATOR,
     Channel,
@@ -55,14 +56,13 @@ from coordinator.wire.channel import (
     SessionSpec,
     SessionTicket,
 )
-from coordinator.wire.contribution import MeanContribution, unpack_sum
+from coordinator.wire.groups import group_context, group_sum
 from coordinator.wire.plan import RoundPlan, SignedPlan, session_name, sign_plan
 from coordinator.wire.records import RoundTask
 from model.build import build_model
 from model.parameters import model_to_vector, read_model, save_model
 from model.routing import balanced_bias
 from privacy.secagg.errors import MessageRefused, SumImpossible
-from privacy.secagg.protocol import SumContext
 from privacy.secagg.secure_sum import coordinator_part
 
 log = logging.getLogger(__name__)
@@ -226,8 +226,9 @@ class TrainingRun:
         members = self._cohort.members(plan)
         with self._session(plan, signed, members) as channel:
             summation = self._sum(plan, signed, members, channel)
-            progress = begin_aggregation(progress, summation.result.sites)
-            mean = self._mean(plan, summation)
+            means = mean_of_groups(plan, summation.sums, spoilt=summation.spoilt)
+            summation, mean = summation.without(means.spoilt), means.mean
+            progress = begin_aggregation(progress, summation.counted)
             weights = optimizer.step(round_number=plan.round, base=base.weights, change=mean.change)
             if mean.loads is not None:
                 weights = balanced_bias(
@@ -238,27 +239,37 @@ class TrainingRun:
                     self._spec.server.balance_rate,
                 )
             following = self._store_model(weights)
-            moments = optimizer.state()
-            model = NewModel(
-                sha256=following.sha256,
-                bytes=following.bytes,
-                parent_sha256=base.sha256,
-                optimiser_state_sha256=self._checkpoints.write(save_moments(moments))
-                if moments
-                else None,
-            )
+            model = self._new_model(following, base, optimizer)
             commit_round(progress)
             outcome = round_outcome(
-                plan, summation, mean, model=model, seconds=time.monotonic() - started
+                plan,
+                summation,
+                mean,
+                model=model,
+                seconds=time.monotonic() - started,
+                history=lambda: self._ledger.history(self._run_id),
             )
             self._ledger.rounds.commit_round(self._lease, outcome, **where)
             # The commit stands: a site that misses the word keeps its vector a little longer, and nothing else.
             with suppress(ChannelClosed):
-                for site in summation.result.sites:
+                for site in summation.counted:
                     channel.send(to=site, kind=DONE, payload=following.sha256.encode())
         self._sessions.close_session(plan.session_id, reason="committed")
         log.info("round %d committed: model %s", plan.round, following.sha256[:12])
         return following, optimizer
+
+    def _new_model(
+        self, following: BaseModel, base: BaseModel, optimizer: ServerOptimizer
+    ) -> NewModel:
+        moments = optimizer.state()
+        return NewModel(
+            sha256=following.sha256,
+            bytes=following.bytes,
+            parent_sha256=base.sha256,
+            optimiser_state_sha256=self._checkpoints.write(save_moments(moments))
+            if moments
+            else None,
+        )
 
     @contextmanager
     def _session(
@@ -301,27 +312,27 @@ class TrainingRun:
     def _sum(
         self, plan: RoundPlan, signed: SignedPlan, members: Mapping[str, Site], channel: Channel
     ) -> Summation:
-        """Drives the secure sum; if it fails, the ledger keeps how far every site had come."""
+        """Drives the secure sums of the groups; if they fail, the ledger keeps how far every site had come."""
         where = {"round": plan.round, "attempt": plan.attempt}
-        context = SumContext(
-            run_id=plan.run_id,
-            round=plan.round,
-            attempt=plan.attempt,
-            plan_digest=hashlib.sha256(signed.payload).digest(),
-            model=plan.base_model,
-        )
-        part = coordinator_part(
-            plan.secure_sum,
-            context=context,
-            keys=signing_keys(members),
-            spool_folder=self._checkpoints.folder,
-        )
+        keys = signing_keys(members)
+        groups = [
+            GroupPart(
+                sites=sites,
+                part=coordinator_part(
+                    group_sum(plan, number),
+                    context=group_context(plan, signed.payload, number),
+                    keys={site: keys[site] for site in sites},
+                    spool_folder=self._checkpoints.folder,
+                ),
+            )
+            for number, sites in enumerate(plan.groups)
+        ]
         driver = SumDriver(
             channel,
-            part,
-            cohort=plan.cohort,
+            groups,
             join_seconds=self._spec.timing.join_seconds,
             round_seconds=self._spec.timing.round_seconds,
+            problem_with=lambda left, spoilt: promise_problem(plan, left=left, spoilt=spoilt),
             on_receipt=lambda site, receipt: self._ledger.rounds.record_charge(
                 self._lease, site_charge(site, receipt), **where
             ),
@@ -334,14 +345,6 @@ class TrainingRun:
                 if news.state is not ParticipationState.ASKED:
                     self._ledger.rounds.record_participation(self._lease, news, **where)
             raise
-
-    def _mean(self, plan: RoundPlan, summation: Summation) -> MeanContribution:
-        try:
-            return unpack_sum(plan, summation.result.integers, step=1.0 / summation.result.scale)
-        except ValueError as error:
-            raise AggregationError(
-                f"Run {plan.run_id}, round {plan.round}: {error} The attempt is aborted."
-            ) from error
 
     def _store_model(self, weights: NDArray[np.float32]) -> BaseModel:
         path = save_model(self._checkpoints.folder, weights, self._spec.model, self._spec.table)

@@ -281,7 +281,10 @@ max_delta = 1e-5                # largest delta of a run
 minimum_noise_multiplier = 0.3  # least noise on a clipped sum, in units of the clipping norm
 minimum_cohort = 3              # fewest sites asked in a round: with two, each reads the other's update off the sum
 minimum_quorum = 3              # fewest sites whose sum may be opened
-secure_sum_schemes = ["mask"]   # "plain" shows this site's update to the coordinator: rehearsals on public data only
+# max_update_norm = 5.0         # largest L2 norm of this site's change; a longer one is shortened before it is sealed
+# Secure sums that this site takes part in. "plain" shows its update to the coordinator: rehearsals on public data only.
+secure_sum_schemes = ["mask", "ckks", "ckks-light", "paillier"]
+paillier_key_holders = []       # sites trusted to make a Paillier key: with the coordinator, one can read every update
 require_dp = true               # refuse plans without differential privacy
 allow_fixed_seed = false        # allow a plan to fix randomness; only ever without differential privacy
 max_rounds = 1000               # rounds and spare attempts of one run

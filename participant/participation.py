@@ -9,9 +9,10 @@ A refusal in 1 or 3 is told to the coordinator as one sentence that holds no num
 nobody waits; any other failure ends the attempt here, and the round goes on without this site.
 """
 
-import hashlib
+import itertools
 import logging
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from coordinator.wire.channel import (
 from coordinator.wire.charges import run_events
 from coordinator.wire.connect import open_channel
 from coordinator.wire.contribution import contribution_layout
+from coordinator.wire.groups import group_context, group_of, group_sum
 from coordinator.wire.plan import PlanError, RoundPlan, verify_plan
 from coordinator.wire.receipt import RoundReceipt, encode_receipt
 from coordinator.wire.records import RoundTask
@@ -52,14 +54,16 @@ from participant.identity import PeerKeys, load_coordinator_key, load_signing_ke
 from participant.outbox import Outbox, StoredSeals
 from participant.policy import load_policy
 from participant.release import ReleaseGate
+from participant.sum_keys import StoredKeys
 from participant.training import (
     evaluate,
     require_private_model,
+    site_random,
     train_update,
-    training_random,
 )
 from privacy.dp.events import event_to_json
-from privacy.secagg.protocol import LEGS, SitePart, SumContext
+from privacy.secagg.errors import MessageRefused
+from privacy.secagg.protocol import LEGS, SitePart
 from privacy.secagg.secure_sum import site_part
 
 log = logging.getLogger(__name__)
@@ -85,6 +89,7 @@ class Participation:
         self._models = home / "models"
         self._models.mkdir(mode=0o700, exist_ok=True)
         self._seals = StoredSeals(home / "seals")
+        self._keys = home / "keys"
         require_delta_fits(self._config.budget, self._data.patients)
         self._require_engine_takes_data(home)
         self._budget = SiteBudget(home / "budget.db", self._config.budget)
@@ -120,14 +125,19 @@ class Participation:
             try:
                 self._require_acceptable(plan, task)
                 part = self._secure_sum_part(plan, task)
-                self._send(channel, LEGS[0], part.hello())
+                self._send_all(channel, LEGS[0], part.hello())
                 base = self._fetch_base(plan, channel)
                 charge = self._gate.charge(plan)
             except Refusal as refusal:
                 log.warning("refused: %s", refusal)
                 self._send(channel, REFUSE, str(refusal).encode())
                 return "refused"
-            self._contribute(plan, channel, part, base, charge)
+            try:
+                self._contribute(plan, channel, part, base, charge)
+            except MessageRefused as refusal:
+                # It names whose message was bad, which the coordinator cannot know where that is encrypted for this site.
+                self._send(channel, REFUSE, str(refusal).encode())
+                raise
         return "counted"
 
     def _require_engine_takes_data(self, home: Path) -> None:
@@ -174,20 +184,17 @@ class Participation:
         self._peers.pin(task.keys)
 
     def _secure_sum_part(self, plan: RoundPlan, task: RoundTask) -> SitePart:
-        context = SumContext(
-            run_id=plan.run_id,
-            round=plan.round,
-            attempt=plan.attempt,
-            plan_digest=hashlib.sha256(task.plan.payload).digest(),
-            model=plan.base_model,
-        )
+        """This site's part in the sum of its group."""
+        group = group_of(plan, self._config.site)
         return site_part(
-            plan.secure_sum,
+            group_sum(plan, group),
             site=self._config.site,
-            context=context,
+            context=group_context(plan, task.plan.payload, group),
             identity=self._signing_key,
-            keys=task.keys,
+            keys={site: task.keys[site] for site in plan.groups[group]},
             journal=self._seals,
+            key_store=StoredKeys(self._keys, plan.secure_sum.scheme),
+            rounding=site_random(plan, self._config.site, "rounding"),
         )
 
     def _fetch_base(self, plan: RoundPlan, channel: Channel) -> NDArray[np.float32]:
@@ -228,40 +235,53 @@ class Participation:
                 self._data,
                 base=base,
                 patients=patients,
-                random=training_random(plan, self._config.site),
+                random=site_random(plan, self._config.site, "training"),
                 settings=self._config.training,
             ),
             evaluate=lambda: evaluate(plan, self._data, base=base),
         )
         receipt = self._receipt(plan, charge, seconds=time.monotonic() - started)
         self._send(channel, RECEIPT, encode_receipt(receipt))
-        self._send(channel, "share", part.share(self._await(channel, plan, "share")))
-        sealing = self._await(channel, plan, "seal")
+        self._send_all(channel, "share", part.share(self._frames(channel, plan, "share"), vector))
+        dealt = self._message(channel, plan, self._await(channel, plan, ("seal",)))
         self._gate.spend(plan, vector)
-        for chunk in part.seal(sealing, vector):
-            self._send(channel, "seal", chunk)
-        self._send(channel, "confirm", part.confirm(self._await(channel, plan, "confirm")))
-        self._send(channel, "release", part.release(self._await(channel, plan, "release")))
-        self._await(channel, plan, DONE)
+        self._send_all(channel, "seal", part.seal(dealt))
+        self._send_all(channel, "confirm", part.confirm(self._frames(channel, plan, "confirm")))
+        while (frame := self._await(channel, plan, ("release", DONE))).kind == "release":
+            self._send_all(channel, "release", part.release(self._message(channel, plan, frame)))
         self._gate.finish(plan)
 
     @staticmethod
     def _send(channel: Channel, kind: str, payload: bytes) -> None:
         channel.send(to=COORDINATOR, kind=kind, payload=payload)
 
-    def _await(self, channel: Channel, plan: RoundPlan, kind: str) -> bytes:
-        """The coordinator's message of that kind; others may be waiting for stragglers until the deadline."""
+    @classmethod
+    def _send_all(cls, channel: Channel, kind: str, frames: Iterator[bytes]) -> None:
+        for frame in frames:
+            cls._send(channel, kind, frame)
+
+    def _frames(self, channel: Channel, plan: RoundPlan, kind: str) -> Iterator[bytes]:
+        """The coordinator's frames of that kind, as they come; whoever reads knows which is the last."""
+        while True:
+            yield self._await(channel, plan, (kind,)).payload
+
+    def _message(self, channel: Channel, plan: RoundPlan, first: Frame) -> Iterator[bytes]:
+        """The frames of a message of which the first has come."""
+        return itertools.chain((first.payload,), self._frames(channel, plan, first.kind))
+
+    def _await(self, channel: Channel, plan: RoundPlan, kinds: tuple[str, ...]) -> Frame:
+        """The coordinator's next frame of these kinds; others may be waiting for stragglers until the deadline."""
         while True:
             remaining = (plan.deadline - datetime.now(UTC)).total_seconds() + plan.silence_seconds
             try:
                 frame: Frame = channel.receive(timeout_seconds=max(remaining, 0.001))
             except ChannelTimeout as error:
                 raise RoundAborted(
-                    f"Run {plan.run_id}, round {plan.round}: no {kind!r} message before the deadline. The attempt is "
+                    f"Run {plan.run_id}, round {plan.round}: no {kinds[0]!r} message before the deadline. The attempt is "
                     f"over for this site; the budget keeps its charge."
                 ) from error
-            if frame.sender == COORDINATOR and frame.kind == kind:
-                return frame.payload
+            if frame.sender == COORDINATOR and frame.kind in kinds:
+                return frame
 
     def _receipt(self, plan: RoundPlan, charge: Charge | None, *, seconds: float) -> RoundReceipt:
         contract = self._config.budget

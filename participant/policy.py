@@ -6,20 +6,27 @@ plan that breaks it contradicts itself, or this site's role in it, and no policy
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass as plain_dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
-from coordinator.wire.plan import RoundPlan, distributed_problem
+from coordinator.wire.plan import RoundPlan
+from coordinator.wire.shared_noise import colluders_withstood, distributed_problem
 from model.parameters import parameter_count
 from participant.config import BudgetContract, parse_toml
-from participant.errors import PolicyRefusal
+from participant.policy_clauses import (
+    Clause,
+    listed,
+    require_all,
+    robust_clauses,
+    secure_sum_clauses,
+)
 from privacy.dp.accounting import epsilon_spent
 from privacy.dp.events import Event
+from privacy.secagg.plan import Scheme
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 EpsilonOf = Callable[[Sequence[Event], float], float]
@@ -44,9 +51,13 @@ class SitePolicy:
     minimum_cohort: int = Field(default=3, ge=1, le=64)
     """Fewest sites asked in a round. With two, each reads the other's update off the sum."""
     minimum_quorum: int = Field(default=3, ge=1, le=64)
-    """Fewest sites whose sum may be opened."""
-    secure_sum_schemes: tuple[Literal["mask", "plain"], ...] = ("mask",)
+    """Fewest sites whose sum may be opened, also where the cohort is split into groups with a sum each."""
+    max_update_norm: float | None = Field(default=None, gt=0)
+    """Largest L2 norm of this site's change; a longer one is shortened to it before it is sealed. None: no bound."""
+    secure_sum_schemes: tuple[Scheme, ...] = ("mask", "ckks", "ckks-light", "paillier")
     """Secure sums that are allowed. "plain" shows every update to the coordinator."""
+    paillier_key_holders: tuple[str, ...] = ()
+    """Sites that are trusted to make a Paillier key: one of them and the coordinator together can read every update."""
     require_dp: bool = True
     """Refuse plans without differential privacy."""
     allow_fixed_seed: bool = False
@@ -89,13 +100,20 @@ class SitePolicy:
         """
         cheap = (
             *_identity_clauses(plan, self, site=site, bundle=bundle, schema=schema, now=now),
-            *_secure_sum_clauses(plan, self),
+            *secure_sum_clauses(
+                plan,
+                site=site,
+                schemes=self.secure_sum_schemes,
+                key_holders=self.paillier_key_holders,
+                minimum_quorum=self.minimum_quorum,
+            ),
+            *robust_clauses(plan, max_update_norm=self.max_update_norm),
             *_training_clauses(plan, self),
             *_privacy_clauses(plan, self, contract),
         )
-        _require_all(cheap, plan, site)
+        require_all(cheap, plan, site)
         if plan.privacy.is_private:  # only now: the accountant takes seconds on absurd parameters
-            _require_all(
+            require_all(
                 _epsilon_clauses(plan, self, epsilon_of(run_events, plan.privacy.delta)), plan, site
             )
 
@@ -109,110 +127,66 @@ def load_policy(home: Path) -> SitePolicy:
     return parse_toml(home / "policy.toml", SitePolicy)
 
 
-@plain_dataclass(frozen=True, kw_only=True)
-class _Clause:
-    """One thing a plan must satisfy."""
-
-    name: str
-    is_kept: bool
-    wanted: str
-    allowed: str
-
-
 def _identity_clauses(
     plan: RoundPlan, policy: SitePolicy, *, site: str, bundle: str, schema: str, now: datetime
-) -> Iterator[_Clause]:
+) -> Iterator[Clause]:
     """Whom the plan addresses, in which terms, until when."""
     cohort, digest = plan.cohort, plan.table.digest
-    yield _Clause(
+    yield Clause(
         name="bundles",
         is_kept=bundle in policy.bundles,
         wanted=f"bundle {bundle[:64]}",
-        allowed=_listed(policy.bundles),
+        allowed=listed(policy.bundles),
     )
-    yield _Clause(
+    yield Clause(
         name="plan.cohort",
         is_kept=site in cohort and list(cohort) == sorted(set(cohort)),
         wanted=f"{len(cohort)} sites",
         allowed=f'a sorted cohort that names "{site}", every site once',
     )
-    yield _Clause(
+    yield Clause(
         name="minimum_cohort",
         is_kept=len(cohort) >= policy.minimum_cohort,
         wanted=f"{len(cohort)} sites",
         allowed=f"at least {policy.minimum_cohort}",
     )
     has_time = plan.deadline.tzinfo is not None and now < plan.deadline
-    yield _Clause(
+    yield Clause(
         name="plan.deadline",
         is_kept=has_time,
         wanted=f"work until {plan.deadline.isoformat()}",
         allowed=f"a deadline with a time zone, after now ({now.isoformat(timespec='seconds')})",
     )
-    yield _Clause(
+    yield Clause(
         name="schemas",
         is_kept=digest == schema or digest in policy.schemas,
         wanted=f'table "{plan.table.name}" version {plan.table.version}, schema {digest}',
-        allowed=_listed((schema, *policy.schemas)),
+        allowed=listed((schema, *policy.schemas)),
     )
 
 
-def _secure_sum_clauses(plan: RoundPlan, policy: SitePolicy) -> Iterator[_Clause]:
-    """Whether the coordinator could learn more than a sum over enough sites."""
-    total = plan.secure_sum
-    yield _Clause(
-        name="secure_sum_schemes",
-        is_kept=total.scheme in policy.secure_sum_schemes,
-        wanted=f'scheme "{total.scheme}"',
-        allowed=_listed(policy.secure_sum_schemes),
-    )
-    yield _Clause(
-        name="minimum_quorum",
-        is_kept=min(plan.quorum, total.quorum) >= policy.minimum_quorum,
-        wanted=f"a sum over {min(plan.quorum, total.quorum)} sites",
-        allowed=f"at least {policy.minimum_quorum}",
-    )
-    yield _Clause(
-        name="plan.quorum",
-        is_kept=plan.quorum == total.quorum <= len(plan.cohort),
-        wanted=f"quorum {plan.quorum} of the round, {total.quorum} of its sum, {len(plan.cohort)} sites",
-        allowed="one quorum for both, not above the cohort",
-    )
-    try:
-        total.require_cohort(plan.cohort)
-        problem = ""
-    except ValueError as error:
-        problem = str(error)
-    yield _Clause(
-        name="plan.secure_sum",
-        is_kept=not problem,
-        wanted=problem or "a sum",
-        allowed="a threshold above two thirds of the cohort, and room for every site",
-    )
-
-
-def _training_clauses(plan: RoundPlan, policy: SitePolicy) -> Iterator[_Clause]:
+def _training_clauses(plan: RoundPlan, policy: SitePolicy) -> Iterator[Clause]:
     """Bounds on work, and parameters that mean something."""
     training = plan.training
-    yield _Clause(
+    yield Clause(
         name="max_rounds",
         is_kept=plan.rounds_charged <= policy.max_rounds,
         wanted=f"{plan.rounds_charged} attempts in the run",
         allowed=f"at most {policy.max_rounds}",
     )
-    yield _Clause(
+    yield Clause(
         name="plan.round",
         is_kept=1 <= plan.round <= plan.rounds_charged and plan.attempt >= 1,
         wanted=f"round {plan.round}, attempt {plan.attempt} of {plan.rounds_charged} attempts",
         allowed="rounds and attempts from 1, within what the noise was calibrated for",
     )
-    yield _Clause(
+    yield Clause(
         name="max_local_steps",
         is_kept=training.local_steps <= policy.max_local_steps,
         wanted=f"{training.local_steps} steps",
         allowed=f"at most {policy.max_local_steps}",
     )
-    yield _Clause(
+    yield Clause(
         name="plan.training",
         is_kept=training.local_steps >= 1
         and 0 < training.sample_rate <= 1
@@ -222,13 +196,13 @@ def _training_clauses(plan: RoundPlan, policy: SitePolicy) -> Iterator[_Clause]:
         f"{training.learning_rate:g}, proximal term {training.proximal_mu:g}, balance loss {training.balance_loss:g}",
         allowed="steps of at least 1, a rate in (0, 1], a positive learning rate, no negative proximal term or balance loss",
     )
-    yield _Clause(
+    yield Clause(
         name="plan.contribution",
         is_kept=plan.update_range > 0 and plan.weight_cap >= 1,
         wanted=f"update range {plan.update_range:g}, weight cap {plan.weight_cap}",
         allowed="a positive range and a cap of at least one patient",
     )
-    yield _Clause(
+    yield Clause(
         name="max_model_bytes",
         is_kept=1 <= plan.base_model_bytes <= policy.max_model_bytes,
         wanted=f"a model of {plan.base_model_bytes} bytes",
@@ -238,16 +212,16 @@ def _training_clauses(plan: RoundPlan, policy: SitePolicy) -> Iterator[_Clause]:
 
 def _privacy_clauses(
     plan: RoundPlan, policy: SitePolicy, contract: BudgetContract
-) -> Iterator[_Clause]:
+) -> Iterator[Clause]:
     """What the plan promises, before it is reckoned."""
     privacy, is_private = plan.privacy, plan.privacy.is_private
-    yield _Clause(
+    yield Clause(
         name="require_dp",
         is_kept=is_private or not policy.require_dp,
         wanted='mechanism "none": training without differential privacy',
         allowed='mechanism "dp-sgd" or "distributed-dp"',
     )
-    yield _Clause(
+    yield Clause(
         name="allow_fixed_seed",
         is_kept=plan.seed is None or (policy.allow_fixed_seed and not is_private),
         wanted="a fixed seed" + (" under differential privacy" if is_private else ""),
@@ -257,7 +231,7 @@ def _privacy_clauses(
     )
     if not is_private:
         return
-    yield _Clause(
+    yield Clause(
         name="plan.privacy",
         is_kept=privacy.epsilon > 0
         and 0 < privacy.delta < 1
@@ -270,7 +244,7 @@ def _privacy_clauses(
         f"{privacy.auc_epsilon:g}, loads {privacy.load_noise_multiplier:g}",
         allowed="positive epsilon, delta, clipping norm and noise; nothing negative of counts, metrics and loads",
     )
-    yield _Clause(
+    yield Clause(
         name="plan.unit",
         is_kept=(privacy.unit, privacy.adjacency) == (contract.unit, contract.adjacency),
         wanted=f"unit {privacy.unit}, adjacency {privacy.adjacency}",
@@ -278,19 +252,19 @@ def _privacy_clauses(
     )
     if privacy.mechanism == "distributed-dp":
         yield from _distributed_clauses(plan, contract)
-    yield _Clause(
+    yield Clause(
         name="max_delta",
         is_kept=privacy.delta <= policy.max_delta,
         wanted=f"delta {privacy.delta:g}",
         allowed=f"at most {policy.max_delta:g}",
     )
-    yield _Clause(
+    yield Clause(
         name="minimum_noise_multiplier",
         is_kept=privacy.noise_multiplier >= policy.minimum_noise_multiplier,
         wanted=f"noise multiplier {privacy.noise_multiplier:g}",
         allowed=f"at least {policy.minimum_noise_multiplier:g}",
     )
-    yield _Clause(
+    yield Clause(
         name="max_epsilon",
         is_kept=privacy.epsilon <= policy.max_epsilon,
         wanted=_statement(plan, privacy.epsilon),
@@ -298,23 +272,26 @@ def _privacy_clauses(
     )
 
 
-def _distributed_clauses(plan: RoundPlan, contract: BudgetContract) -> Iterator[_Clause]:
+def _distributed_clauses(plan: RoundPlan, contract: BudgetContract) -> Iterator[Clause]:
     """Whether the other sites' noise may be counted on."""
     problem = distributed_problem(
         plan.privacy,
         plan.training,
-        quorum=plan.quorum,
-        sites=plan.secure_sum.max_sites,
+        scheme=plan.secure_sum.scheme,
+        quorum=min(plan.quorum, plan.secure_sum.quorum),
+        withstood=colluders_withstood(plan.secure_sum, len(plan.cohort)),
+        encoding=plan.secure_sum.encoding,
         parameters=parameter_count(plan.model, plan.table),
         update_range=plan.update_range,
     )
-    yield _Clause(
+    yield Clause(
         name="plan.distributed",
-        is_kept=not problem and plan.secure_sum.scheme != "plain",
-        wanted=problem or f'scheme "{plan.secure_sum.scheme}"',
-        allowed="one plain gradient step a round, in a secure sum that hides every site's vector and has room for noise",
+        is_kept=not problem,
+        wanted=problem,
+        allowed="one plain gradient step a round, in a sum that hides every site's vector, adds whole steps exactly, has room "
+        "for noise, and is opened over enough honest sites whoever drops out",
     )
-    yield _Clause(
+    yield Clause(
         name="budget.honest_sites",
         is_kept=plan.privacy.honest_sites <= contract.honest_sites,
         wanted=f"{plan.privacy.honest_sites} sites in the sum trusted to have added their noise",
@@ -322,15 +299,15 @@ def _distributed_clauses(plan: RoundPlan, contract: BudgetContract) -> Iterator[
     )
 
 
-def _epsilon_clauses(plan: RoundPlan, policy: SitePolicy, reckoned: float) -> Iterator[_Clause]:
+def _epsilon_clauses(plan: RoundPlan, policy: SitePolicy, reckoned: float) -> Iterator[Clause]:
     """What the plan's parameters really cost, whatever it says."""
-    yield _Clause(
+    yield Clause(
         name="max_epsilon",
         is_kept=reckoned <= policy.max_epsilon * ROUNDING,
         wanted=f"{_statement(plan, reckoned)}, as reckoned by this site",
         allowed=_statement(plan, policy.max_epsilon),
     )
-    yield _Clause(
+    yield Clause(
         name="plan.epsilon",
         is_kept=reckoned <= plan.privacy.epsilon * ROUNDING,
         wanted=f"{_statement(plan, reckoned)}, as reckoned by this site",
@@ -338,31 +315,6 @@ def _epsilon_clauses(plan: RoundPlan, policy: SitePolicy, reckoned: float) -> It
     )
 
 
-def _require_all(
-    clauses: Sequence[_Clause] | Iterator[_Clause], plan: RoundPlan, site: str
-) -> None:
-    """Raises for the first clause that is not kept."""
-    for clause in clauses:
-        if clause.is_kept:
-            continue
-        if clause.name.startswith("plan."):
-            remedy = "No policy allows this; the coordinator must send another plan."
-        else:
-            place = "site.toml" if clause.name.startswith("budget.") else "policy.toml"
-            remedy = f"The site's administrator may change {clause.name} in {place}; the coordinator may ask for less."
-        raise PolicyRefusal(
-            clause=clause.name,
-            context=f'Run "{plan.run_id}", round {plan.round}, site "{site}"',
-            wanted=clause.wanted,
-            allowed=clause.allowed,
-            remedy=remedy,
-        )
-
-
 def _statement(plan: RoundPlan, epsilon: float) -> str:
     privacy = plan.privacy
     return f"epsilon {epsilon:.4g} (delta {privacy.delta:g}, unit {privacy.unit}, adjacency {privacy.adjacency})"
-
-
-def _listed(values: Sequence[str]) -> str:
-    return ", ".join(values) or "none"

@@ -3,9 +3,9 @@
 For each attempt at a round, in this order:
 1. `charge`        the plan's cost is reserved in the site's budget, durably, before a record is touched;
 2. `patients`      the number of training patients: discrete Laplace, once per run, the same answer ever after;
-3. `contribution`  the trained update with its expert loads, the training loss and the scores become the one vector that
-                   enters the secure sum; it is stored in the outbox before it is sealed, and a retry seals the stored
-                   vector again;
+3. `contribution`  the trained update, held to the bounds of plan and policy, with its expert loads, the training loss
+                   and the scores becomes the one vector that enters the secure sum; it is stored in the outbox before it
+                   is sealed, and a retry seals the stored vector again;
 4. `spend`         the budget remembers, durably, which bytes leave under the charge;
 5. the secure sum seals the vector (`privacy.secagg`), once per attempt.
 
@@ -14,6 +14,7 @@ sends it without computing, and without charging, anew.
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from coordinator.wire.charges import attempt_events, count_event, gradient_event, run_events
 from coordinator.wire.contribution import (
+    BLOCK,
     LABELS,
     LOSS_CAP,
     LOSS_GRID,
@@ -132,7 +134,7 @@ class ReleaseGate:
             loss_sum, counts = self._released_metrics(plan, evaluate)
             vector = pack_contribution(
                 plan,
-                change=update.values,
+                change=within_norm(update.values, self._norm_bound(plan)),
                 patients=patients,
                 loss_sum=loss_sum,
                 counts=counts,
@@ -189,6 +191,11 @@ class ReleaseGate:
         )
         return noised * LOSS_CAP / LOSS_GRID, counts
 
+    def _norm_bound(self, plan: RoundPlan) -> float:
+        """Largest L2 norm of a change that leaves: the plan's or this site's own bound, whichever is smaller."""
+        bounds = (plan.robust.update_norm, self._policy.max_update_norm)
+        return min((bound for bound in bounds if bound is not None), default=math.inf)
+
     def _require_protected(self, plan: RoundPlan, update: ModelUpdate | NoisedUpdate) -> None:
         """Order of the release: a plain update passes only under a plan and a policy without privacy."""
         privacy = plan.privacy
@@ -236,6 +243,22 @@ class ReleaseGate:
         return OutboxKey(
             run_id=plan.run_id, name=f"update/{plan.round}/{plan.base_model}/{attempt}"
         )
+
+
+def within_norm(change: NDArray[np.float32], bound: float) -> NDArray[np.float32]:
+    """The change [P], shortened to L2 norm `bound` if it is longer, its direction kept.
+
+    After noise this is post-processing: it costs no privacy. NaN and infinity stay what they are, and are refused later.
+    """
+    norm = math.sqrt(
+        sum(
+            float(np.sum(np.square(change[start : start + BLOCK], dtype=np.float64)))
+            for start in range(0, change.size, BLOCK)
+        )
+    )
+    if not math.isfinite(norm) or norm <= bound:
+        return change
+    return change * np.float32(bound / norm)
 
 
 def score_counts(found: Evaluation) -> NDArray[np.int64]:

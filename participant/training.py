@@ -11,6 +11,7 @@ record influences another, or a parameter that clipping would miss, is refused b
 import threading
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -76,11 +77,11 @@ def training_task(
     )
 
 
-def training_random(plan: RoundPlan, site: str) -> Random:
-    """The operating system's randomness, or a rehearsal's, which depends on seed, round and site alone."""
+def site_random(plan: RoundPlan, site: str, purpose: Literal["training", "rounding"]) -> Random:
+    """The operating system's randomness, or a rehearsal's, which depends on seed, purpose, round and site alone."""
     if plan.seed is None or plan.privacy.is_private:
         return OsRandom()
-    return SeededRandom(plan.seed, "training", str(plan.round), site)
+    return SeededRandom(plan.seed, purpose, str(plan.round), site)
 
 
 def train_update(
@@ -120,6 +121,7 @@ def train_update(
                 honest_sites=plan.privacy.honest_sites,
                 sites=plan.secure_sum.max_sites,
                 value_range=plan.update_range,
+                value_bits=plan.secure_sum.value_bits,
             ),
             rules=RULES,
             units=units,

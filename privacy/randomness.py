@@ -55,6 +55,10 @@ class Random(Protocol):
         """`count` independent uniform 64-bit words, in an array of the caller's own."""
         ...
 
+    def fill(self, words: NDArray[np.uint64]) -> None:
+        """Overwrites a contiguous array with independent uniform 64-bit words."""
+        ...
+
     def torch_generator(self) -> "torch.Generator":
         """A fresh torch CPU generator for a model's own choices, such as routing noise. Not a cryptographic stream."""
         ...
@@ -86,6 +90,10 @@ class OsRandom:
         """See `Random.words`."""
         return self._stream.words(count)
 
+    def fill(self, words: NDArray[np.uint64]) -> None:
+        """See `Random.fill`."""
+        self._stream.fill(words.view(np.uint8).reshape(-1).data)
+
     def torch_generator(self) -> "torch.Generator":
         """See `Random.torch_generator`."""
         return _torch_generator(self._stream)
@@ -115,6 +123,10 @@ class SeededRandom:
     def words(self, count: int) -> NDArray[np.uint64]:
         """See `Random.words`."""
         return self._stream.words(count)
+
+    def fill(self, words: NDArray[np.uint64]) -> None:
+        """See `Random.fill`."""
+        self._stream.fill(words.view(np.uint8).reshape(-1).data)
 
     def torch_generator(self) -> "torch.Generator":
         """See `Random.torch_generator`."""

@@ -1,7 +1,7 @@
-"""`sims attack`: attack a rehearsed federation from the coordinator's chair, with privacy and without.
+"""`sims attack`: attack a rehearsed federation from the coordinator's chair; `sims attack secure-sum`: attack the sums.
 
 The result goes to standard output, as a table or as one JSON object; progress goes to standard error. Exit code 1 if an
-attack gets more than the declared epsilon allows, or if one that should work without privacy does not.
+attack gets more than it may, or if one that should work (without privacy, on a weak variant) does not.
 """
 
 import json
@@ -10,16 +10,21 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
     from sims.attacks.attack import AttackResult, AttackSuite
+    from sims.attacks.secure_sum.finding import Finding, SecureSumSuite
 
 PIPE_WIDTH = 130
+app = typer.Typer()
 
 
+@app.callback(invoke_without_command=True)
 def attack(
+    context: typer.Context,
     epsilon: Annotated[float, typer.Option(help="Total epsilon of the private runs.")] = 3.0,
     pairs: Annotated[
         int,
@@ -31,6 +36,9 @@ def attack(
     ] = False,
 ) -> None:
     """Invert gradients and infer members from what the coordinator sees: the sum, and single vectors in the clear."""
+    if context.invoked_subcommand is not None:
+        _require_no_options(context)
+        return
     # Imported here, so that --help does not wait for torch.
     from coordinator.errors import CoordinatorError
     from sims.attacks.attack import run_attacks
@@ -52,6 +60,61 @@ def attack(
         print_suite(suite, Console(width=None if sys.stdout.isatty() else PIPE_WIDTH))
     if not suite.report.passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def secure_sum(
+    seed: Annotated[int, typer.Option(min=0, help="Of the vectors that are attacked.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Attacks that break published secure sums, on ours and on weak variants of the same code, where each must succeed."""
+    # Imported here, so that --help does not wait for Flower.
+    from sims.attacks.secure_sum.suite import attack_secure_sums
+
+    suite = attack_secure_sums(seed=seed, progress=lambda text: typer.echo(text, err=True))
+    if as_json:
+        typer.echo(json.dumps(suite.as_json()))
+    else:
+        print_secure_sums(suite, Console(width=None if sys.stdout.isatty() else PIPE_WIDTH))
+    if not suite.report.passed:
+        raise typer.Exit(1)
+
+
+def _require_no_options(context: typer.Context) -> None:
+    """Refuse options in front of a subcommand: they would go unheeded."""
+    for option in context.command.params:
+        if option.name and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT:
+            raise typer.BadParameter(
+                f"{option.opts[-1]} goes behind {context.invoked_subcommand}, if at all.",
+                ctx=context,
+            )
+
+
+def print_secure_sums(suite: "SecureSumSuite", console: Console) -> None:
+    """What each attack measured as a table, and below it what stopped it or helped it."""
+    table = Table(title="Attacks on secure sums")
+    for name in ("attack", "scheme", "target", "measured", "must be", "verdict"):
+        table.add_column(name)
+    for finding in suite.findings:
+        table.add_row(*_finding_cells(finding))
+    console.print(table)
+    for finding in suite.findings:
+        if finding.note:
+            console.print(f"{finding.line.name}: {finding.note}", highlight=False)
+
+
+def _finding_cells(finding: "Finding") -> tuple[str, ...]:
+    line = finding.line
+    return (
+        finding.attack,
+        finding.scheme,
+        f"{finding.target}: {finding.variant}" if finding.variant else finding.target,
+        f"{line.measured:.3g} {finding.measure}",
+        f"{line.sense} {line.bound:.3g}",
+        line.verdict.value,
+    )
 
 
 def print_suite(suite: "AttackSuite", console: Console) -> None:

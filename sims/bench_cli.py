@@ -24,6 +24,7 @@ SKIPPABLE = ("real", "rehearsal", "memory", "flower", "ray", "small", "medium")
 DP_SKIPPABLE = (
     "steps", "memory", "opacus", "noise", "budget", "accountant", "d128", "d256", "t64",
 )  # fmt: skip
+SECURE_SUM_SKIPPABLE = ("mask", "ckks", "paillier", "noise", "memory")
 
 
 @app.command()
@@ -57,6 +58,38 @@ def dp(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     options = Options(repetitions=repetitions, skipped=frozenset(skip or ()), device=device)
     benchmark = measure_dp(options, _progress())
+    if as_json:
+        typer.echo(json.dumps(benchmark.as_json()))
+    else:
+        print_benchmark(benchmark, Console())
+
+
+@app.command(name="secure-sum")
+def secure_sum(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer values and sites: a minute instead of some.")
+    ] = False,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Leave out; may be repeated. One of: {', '.join(SECURE_SUM_SKIPPABLE)}."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Masks, CKKS, Paillier and shared noise beside Flower, NVIDIA FLARE's TenSEAL, phe and OpenDP."""
+    if unknown := sorted(set(skip or ()) - set(SECURE_SUM_SKIPPABLE)):
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(SECURE_SUM_SKIPPABLE)}.")
+    # Imported here, so that --help does not wait for Flower and SEAL.
+    from sims.benchmarks.benchmark import print_benchmark
+    from sims.benchmarks.secure_sum import Options, measure_secure_sum
+    from sims.benchmarks.secure_sum_workload import FULL, QUICK
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # Flower sets its level when imported
+    options = Options(workload=QUICK if quick else FULL, skipped=frozenset(skip or ()))
+    benchmark = measure_secure_sum(options, _progress())
     if as_json:
         typer.echo(json.dumps(benchmark.as_json()))
     else:

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sims.attack_cli import attack
+from sims.attack_cli import app as attack_app
 from sims.bench_cli import app as bench_app
 
 app = typer.Typer(
@@ -23,11 +23,15 @@ app = typer.Typer(
     help="Rehearse a federation on one machine before anybody signs anything.",
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+SecureSum = Annotated[
+    str | None,
+    typer.Option(help="How contributions are added: mask, ckks, ckks-light, paillier or plain."),
+]
 SCENARIOS = ("heart", "credit")
 PIPE_WIDTH = 130
 BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 app.add_typer(bench_app, name="bench")
-app.command()(attack)
+app.add_typer(attack_app, name="attack")
 
 
 @app.callback()
@@ -53,7 +57,7 @@ def run(
     no_dp: Annotated[
         bool, typer.Option("--no-dp", help="Without differential privacy, reproducible.")
     ] = False,
-    scheme: Annotated[str | None, typer.Option(help="Secure sum: mask or plain.")] = None,
+    secure_sum: SecureSum = None,
     out: Annotated[
         Path | None, typer.Option(help="Keep ledger, models and sites in this new folder.")
     ] = None,
@@ -73,8 +77,8 @@ def run(
     changes: dict[str, Any] = {}
     if rounds is not None:
         changes["rounds"] = rounds
-    if scheme is not None:
-        changes["secure_sum"] = {"scheme": scheme}
+    if secure_sum is not None:
+        changes["secure_sum"] = {"scheme": secure_sum}
     try:
         if seeds > 1:
             if no_dp or out is not None:
@@ -168,6 +172,10 @@ def demo(
     ] = Path("demo-out"),
     scenario: Annotated[str, typer.Option(help=f"One of: {', '.join(SCENARIOS)}.")] = "heart",
     seeds: Annotated[int, typer.Option(min=1, help="Splits of the patients to compare over.")] = 5,
+    secure_sum: SecureSum = None,
+    no_dp: Annotated[
+        bool, typer.Option("--no-dp", help="Without differential privacy, reproducible.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """The main job with real processes: coordinator and hospitals on this machine, then a table and report.html."""
@@ -177,10 +185,17 @@ def demo(
 
     if out.exists() and any(out.iterdir()) and not (out / "coordinator").is_dir():
         raise typer.BadParameter(f"{out} is not a folder that a demo left; name another.")
+    changes: dict[str, Any] = {}
+    if secure_sum is not None:
+        changes["secure_sum"] = {"scheme": secure_sum}
+    if no_dp:
+        changes |= {"privacy": {"mechanism": "none"}, "seed": 0}
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(mode=0o700, parents=True)
     try:
-        found = demonstrate(scenario, out, seeds=seeds, console=Console(stderr=True))
+        found = demonstrate(
+            scenario, out, seeds=seeds, console=Console(stderr=True), changes=changes
+        )
     except (CoordinatorError, FederationError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error

@@ -5,6 +5,7 @@ priority; most of a real round is waiting. Everything stays in one folder: ledge
 """
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,7 +49,9 @@ class Demonstration:
         }
 
 
-def demonstrate(name: str, folder: Path, *, seeds: int, console: Console) -> Demonstration:
+def demonstrate(
+    name: str, folder: Path, *, seeds: int, console: Console, changes: Mapping[str, Any]
+) -> Demonstration:
     """Runs the scenario for real in `folder`, compares, and writes the report there.
 
     Args:
@@ -56,12 +59,13 @@ def demonstrate(name: str, folder: Path, *, seeds: int, console: Console) -> Dem
         folder: new or empty.
         seeds: splits of the patients over which the alternatives are compared.
         console: where progress is shown.
+        changes: of the scenario's run, as for `load_scenario`; the alternatives stay as the scenario has them.
 
     Raises:
         FederationError: a process did not do what it must; its log is named.
         RoundError: a rehearsed run failed.
     """
-    scenario = load_scenario(name, split_seed=SPLIT_SEED)
+    scenario = load_scenario(name, split_seed=SPLIT_SEED, **changes)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -24,7 +24,7 @@ from coordinator.ledger.store import LedgerStore, open_ledger
 from coordinator.run_spec import RunSpec
 from coordinator.wire.bundle import BUNDLE_SHA256
 from sims.scenario import Scenario
-from sims.site_home import LAX_POLICY, needs_lax_policy, put_data, set_contract
+from sims.site_home import LAX_POLICY, needs_lax_policy, put_data, set_contract, trust_key_holder
 
 COMMANDS = Path(sys.executable).parent
 LOOPBACK = "127.0.0.1"
@@ -186,6 +186,7 @@ class RealFederation:
             (home / "policy.toml").write_text(
                 LAX_POLICY.format(bundle=BUNDLE_SHA256), encoding="utf-8"
             )
+        trust_key_holder(home, self.scenario.spec.secure_sum.key_holder)
 
     def _argv(self, name: str, program: str, *arguments: str) -> list[str]:
         return [*self._prefixes.get(name, ()), str(COMMANDS / program), *arguments]

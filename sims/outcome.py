@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.ledger.records import RunHistory
+from coordinator.ledger.report import SharedNoiseGuarantee, shared_noise_guarantee
 from coordinator.ledger.states import ParticipationState
 from participant.data import SiteData
 from sims.evaluation import Quality, evaluate_file
@@ -44,6 +45,8 @@ class Outcome:
     model_hash: str
     quality: Quality
     spent: Mapping[str, Spent]
+    shared_noise: SharedNoiseGuarantee | None
+    """What the sums cost as released, beside what was reserved; None where sites share no noise."""
     rounds: tuple[RoundFacts, ...]
     seconds: float
 
@@ -58,6 +61,7 @@ class Outcome:
             "accuracy": self.quality.pooled.accuracy,
             "by_site": {site: asdict(score) for site, score in self.quality.sites.items()},
             "epsilon": {site: asdict(spent) for site, spent in self.spent.items()},
+            "shared_noise": None if self.shared_noise is None else asdict(self.shared_noise),
             "bytes_per_round": {
                 site: sum(r.bytes_by_site.get(site, 0) for r in self.rounds) // len(self.rounds)
                 for site in self.sites
@@ -122,6 +126,7 @@ def read_outcome(
         model_hash=str(committed[-1].model_sha256),
         quality=rounds[-1].quality,
         spent=spent,
+        shared_noise=shared_noise_guarantee(history),
         rounds=rounds,
         seconds=seconds,
     )

@@ -51,6 +51,8 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
     table.add_section()
     table.add_row("all held-out patients", *_figures(outcome.quality.pooled), style="bold")
     console.print(table)
+    if outcome.shared_noise is not None:
+        console.print(f"All sums: {outcome.shared_noise.words}.")
     console.print(f"{outcome.seconds:.1f} s in all.")
 
 

@@ -47,14 +47,18 @@ def load_scenario(
         name: of the scenario.
         split_seed: says who is held out, and in a scenario of made-up people also who there is.
         people: how many to make up in all, held out or not; by default as many as `MADE_UP` says.
-        changes: of the run, as for `load_run_spec`.
+        changes: of the run, as for `load_run_spec`. With `paillier` and no `key_holder`, the first site makes the key.
 
     Raises:
         ConfigError: no such scenario, a run that contradicts itself, or `people` where people are not made up.
     """
+    tables = _tables(name, split_seed, people)
+    secure_sum = changes.get("secure_sum", {})
+    if secure_sum.get("scheme") == "paillier":
+        changes["secure_sum"] = {"key_holder": min(tables), **secure_sum}
     spec = load_run_spec(scenario_path(name), **changes)
     train, held_out = {}, {}
-    for site, table in _tables(name, split_seed, people).items():
+    for site, table in tables.items():
         is_held_out = held_out_rows(table, spec.table, seed=split_seed)
         train[site], held_out[site] = table[~is_held_out], table[is_held_out]
     schema_path = FOLDER / "data" / name / "schema.toml"

@@ -25,7 +25,8 @@ max_epsilon = 100.0
 max_delta = 0.001
 require_dp = false
 allow_fixed_seed = true
-secure_sum_schemes = ["mask", "plain"]
+secure_sum_schemes = ["mask", "ckks", "ckks-light", "paillier", "plain"]
+paillier_key_holders = []
 """
 """For rehearsals on public data: without privacy, in the clear, with fixed seeds."""
 
@@ -47,6 +48,17 @@ def set_contract(home: Path, privacy: PrivacyPlan) -> None:
         text = text.replace('unit = "patient"', f'unit = "{privacy.unit}"')
         text = text.replace("# honest_sites = 2 ", f"honest_sites = {privacy.honest_sites} ")
     path.write_text(text, encoding="utf-8")
+
+
+def trust_key_holder(home: Path, holder: str) -> None:
+    """Writes into the site's policy whom it trusts to make a Paillier key, as its administrator would; "" is nobody."""
+    if holder:
+        path = home / "policy.toml"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(
+            text.replace("paillier_key_holders = []", f'paillier_key_holders = ["{holder}"]'),
+            encoding="utf-8",
+        )
 
 
 def put_data(home: Path, *, table: pd.DataFrame, schema: Path) -> None:
@@ -91,6 +103,7 @@ def make_site_home(
         else POLICY_TEMPLATE.substitute(bundles=bundles)
     )
     (home / "policy.toml").write_text(policy, encoding="utf-8")
+    trust_key_holder(home, spec.secure_sum.key_holder)
     SiteBudget.create(home / "budget.db", load_site(home).budget)
     identity = public_identity(files, site=site)
     ledger.sites.enrol(

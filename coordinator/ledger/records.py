@@ -9,6 +9,11 @@ from datetime import datetime
 
 from coordinator.ledger.states import ParticipationState, RoundState, RunState
 
+SURVIVORS_EPSILON = "survivors_epsilon"
+"""Metric: epsilon of all sums of a run so far, from the sites that stayed in them; where sites share noise."""
+RESERVED_EPSILON = "reserved_epsilon"
+"""Metric: epsilon of the same sums as planned."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Site:

@@ -1,9 +1,11 @@
 """What the ledger says happened, as values, as one JSON object and as tables for a terminal.
 
 An epsilon is the total of one site's data set, over all runs so far, always with its delta, unit and adjacency, and it
-is what the site reported: the truth about a site's budget is the site's own file.
+is what the site reported: the truth about a site's budget is the site's own file. Where sites share the noise of a sum,
+the coordinator knows who stayed in it, and adds what the sums so far cost as released.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from rich.text import Text
 
 from coordinator.errors import LedgerError
 from coordinator.ledger.records import (
+    RESERVED_EPSILON,
+    SURVIVORS_EPSILON,
     Attempt,
     AttemptCharge,
     Incident,
@@ -41,6 +45,29 @@ class Guarantee:
     delta: float
     unit: str
     adjacency: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedNoiseGuarantee:
+    """What all committed sums of a run with shared noise cost a patient of a site that was in every one of them."""
+
+    epsilon: float
+    """As released: from the sites that stayed in each sum."""
+    reserved: float
+    """As planned for the same sums, before it was known who stays."""
+    delta: float
+    unit: str
+    adjacency: str
+    colluding_sites: int
+    """Sites in a sum that may have told their share of the noise, or added none; with more, both figures are void."""
+
+    @property
+    def words(self) -> str:
+        """All of it in one sentence: an epsilon never stands alone."""
+        return (
+            f"epsilon {self.epsilon:.3f} as released (reserved {self.reserved:.3f}) at delta {self.delta:g}, per {self.unit}, "
+            f"{self.adjacency}, if at most {self.colluding_sites} of the sites in a sum tell their share of the noise"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +107,8 @@ class RunSummary:
     reason: str | None
     guarantees: dict[str, Guarantee]
     """By site."""
+    shared_noise: SharedNoiseGuarantee | None
+    """Of the sums, where sites share their noise."""
     rounds: tuple[RoundSummary, ...]
 
 
@@ -193,6 +222,7 @@ def _summary(history: RunHistory, *, only: int | None = None) -> RunSummary:
         finished_at=run.finished_at,
         reason=run.reason,
         guarantees=_guarantees(history.charges),
+        shared_noise=shared_noise_guarantee(history),
         rounds=tuple(
             _round(row, attempts[row.number], [entry.participation for entry in asked[row.number]])
             for row in history.rounds
@@ -249,6 +279,24 @@ def _guarantees(charges: Iterable[AttemptCharge]) -> dict[str, Guarantee]:
     }
 
 
+def shared_noise_guarantee(history: RunHistory) -> SharedNoiseGuarantee | None:
+    """What the newest committed round says of all sums so far; None where sites share no noise, or before any commit."""
+    newest = {
+        row.metric.name: row.metric.value for row in sorted(history.metrics, key=lambda r: r.round)
+    }
+    if SURVIVORS_EPSILON not in newest:
+        return None
+    privacy = json.loads(history.run.spec)["privacy"]
+    return SharedNoiseGuarantee(
+        epsilon=newest[SURVIVORS_EPSILON],
+        reserved=newest[RESERVED_EPSILON],
+        delta=privacy["delta"],
+        unit=privacy["unit"],
+        adjacency=privacy["adjacency"],
+        colluding_sites=privacy["colluding_sites"],
+    )
+
+
 def _grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Hashable, list[Row]]:
     """The rows by key, each group in order; a key without rows gives an empty list."""
     groups: dict[Hashable, list[Row]] = defaultdict(list)
@@ -284,6 +332,8 @@ def _run_parts(run: RunSummary) -> Iterator[RenderableType]:
         yield table
     for site, spent in run.guarantees.items():
         yield Text(f"  {site}: {_spent(spent)}")
+    if run.shared_noise is not None:
+        yield Text(f"  all sums so far: {run.shared_noise.words}")
 
 
 def _attempt_parts(detail: AttemptDetail) -> Iterator[RenderableType]:

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from coordinator.wire.robustness import RobustPlan
 from model.config import ModelConfig
 from model.schema import TableSchema
-from privacy.dp.distributed import share_in_range
 from privacy.secagg.plan import SumPlan
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -68,6 +68,9 @@ class PrivacyPlan:
     release and cost `noise_multiplier` a little. 0 releases none, and the router is not balanced."""
     honest_sites: int = 1
     """With `distributed-dp`: sites in the sum that are trusted to have added their noise; fewer void the epsilon."""
+    colluding_sites: int = 0
+    """With `distributed-dp`: sites in the sum that may tell their share of the noise, or add none; the quorum is at least
+    `honest_sites` more."""
     unit: Literal["patient", "customer"] = "patient"
     adjacency: Literal["add-or-remove-one"] = "add-or-remove-one"
 
@@ -91,8 +94,10 @@ class RoundPlan:
     """Attempts over the whole run for which the noise was calibrated: rounds and spares."""
     cohort: tuple[str, ...]
     """Sites asked, sorted."""
+    groups: tuple[tuple[str, ...], ...]
+    """The cohort, split: a secure sum for each group. Groups and their sites sorted, every site exactly once."""
     quorum: int
-    """Fewest sites whose sum may become a model."""
+    """Fewest sites over whose vectors a sum may be opened."""
     deadline: datetime
     """UTC; work for the round that has not been sealed by then is dropped."""
     silence_seconds: float
@@ -105,6 +110,7 @@ class RoundPlan:
     training: TrainingPlan
     privacy: PrivacyPlan
     secure_sum: SumPlan
+    """Of the largest group; `coordinator.wire.groups.group_sum` says what a smaller one's is."""
     update_range: float
     """Largest absolute change of one weight in a round; the sum carries changes in units of it. With `distributed-dp`,
     the largest coordinate of a site's noised gradient sum."""
@@ -112,47 +118,13 @@ class RoundPlan:
     """Patients at which a site's weight in the mean stops growing; weights travel in units of it."""
     seed: int | None
     """Fixes every random choice of training, for reproducible rehearsals; a site accepts it only without DP."""
+    robust: RobustPlan = RobustPlan()
+    """How the groups' means are combined, and what every site's change is held to."""
 
     @property
     def session_id(self) -> str:
         """Name of the exchange session of this attempt."""
         return session_name(self.run_id, self.round, self.attempt)
-
-
-def distributed_problem(
-    privacy: PrivacyPlan,
-    training: TrainingPlan,
-    *,
-    quorum: int,
-    sites: int,
-    parameters: int,
-    update_range: float,
-) -> str:
-    """What keeps a run with `distributed-dp` from being what it promises; empty if nothing does.
-
-    Only a step's gradient sum adds up over sites, so a round is one plain gradient step; the sum may be opened over no
-    fewer sites than the honest ones whose noise the epsilon counts on; and it must have room for the noise.
-    """
-    if training.local_steps != 1 or training.optimizer != "sgd" or training.proximal_mu != 0:
-        return (
-            f"distributed-dp needs local_steps=1, optimizer=sgd and proximal_mu=0, found {training.local_steps}, "
-            f"{training.optimizer} and {training.proximal_mu:g}"
-        )
-    if privacy.load_noise_multiplier != 0:
-        return "distributed-dp releases no expert loads: load_noise_multiplier must be 0"
-    if not 1 <= privacy.honest_sites <= quorum:
-        return f"honest_sites={privacy.honest_sites} must lie between 1 and the quorum of {quorum}"
-    try:
-        share_in_range(
-            privacy.noise_multiplier,
-            honest_sites=privacy.honest_sites,
-            sites=sites,
-            sensitivity=privacy.clipping_norm / update_range,
-            coordinates=parameters,
-        )
-    except ValueError as error:
-        return f"update_range={update_range:g} does not suit the noise: {error}"
-    return ""
 
 
 def session_name(run_id: str, round_number: int, attempt: int) -> str:

@@ -10,6 +10,7 @@ trust: that the secure sum opens nothing but the sum, and that enough sites keep
 3. `survivors_event` is what the sum cost against somebody who knows the shares of `colluding` survivors. With fewer than
    `honest_sites` others it is refused: the sum then costs more than was planned and must not be opened.
 
+How large a share is, and how many bits it takes: `privacy.dp.share_sizing`.
 A site reserves the event of the plan, with `target`, before it sees who survives; `survivors_event` never costs more.
 Why the figures of the Gaussian mechanism hold for a sum of discrete Gaussians, composed and subsampled ones too:
 - Adding a discrete Gaussian of variance b to one of variance a gives that of variance a + b times the sum of a Gaussian
@@ -31,91 +32,17 @@ from numpy.typing import NDArray
 
 from privacy.dp.events import SubsampledGaussian
 from privacy.dp.noise import DiscreteGaussian
-from privacy.fixed_point import LARGEST_SUM
+from privacy.dp.share_sizing import (
+    ROUNDING_VARIANCE,
+    largest_noise,
+    require_sites,
+    scheme_problem,
+    share_noise_multiplier,
+)
 from privacy.randomness import Random
-from privacy.secagg.plan import MOST_SITES, SumPlan
+from privacy.secagg.plan import SumPlan
 from privacy.secagg.protocol import SumResult
 from privacy.secagg.secure_sum import run_secure_sum
-
-STEPS_OF_RANGE = 1 << 23
-"""Largest integer of one site's coordinate: up to here integers are exact in float32, in which vectors travel."""
-LEAST_DEVIATION = 64.0
-"""Least deviation of a share, in grid steps; the rounding in `share_deviation` then adds 0.2 % to it at most."""
-ROUNDING_VARIANCE = 16.0
-"""Variance, in steps, of the randomised rounding that turns a continuous Gaussian into a discrete one."""
-CLIPPED_NOISE = 2.0**-100
-"""Probability that any coordinate of a release is cut off by its encoding, which would take noise away."""
-
-
-def share_noise_multiplier(target: float, honest_sites: int) -> float:
-    """Noise multiplier of one site's share, so that `honest_sites` of them make `target` or more.
-
-    Raises:
-        ValueError: a number out of range.
-    """
-    if not 0.0 < target < math.inf:
-        raise ValueError(f"Expected target={target} > 0 and finite.")
-    _require_sites("honest_sites", honest_sites, least=1)
-    return target / math.sqrt(honest_sites)
-
-
-def share_deviation(target: float, *, honest_sites: int, sensitivity: float) -> float:
-    """Deviation, in grid steps, of the discrete Gaussian that one site adds.
-
-    Args:
-        target: noise multiplier of the sum.
-        honest_sites: fewest sites in the sum that keep their share to themselves, 1 to 64.
-        sensitivity: grid steps by which one patient moves the rounded sum at most, in L2: the clipping norm and what
-            rounding adds, at most one step times the root of the number of coordinates.
-
-    Raises:
-        ValueError: a number out of range, or a grid too coarse for shares of `LEAST_DEVIATION` steps.
-    """
-    if not 0.0 < sensitivity < math.inf:
-        raise ValueError(f"Expected sensitivity={sensitivity} > 0 and finite.")
-    share = share_noise_multiplier(target, honest_sites) * sensitivity
-    deviation = math.hypot(share, math.sqrt(ROUNDING_VARIANCE / honest_sites))
-    deviation *= 1.0 + 2.0**-40  # rounding of this very line must not fall below the target
-    if deviation < LEAST_DEVIATION:
-        raise ValueError(
-            f"Expected sensitivity={sensitivity} so fine that a share has {LEAST_DEVIATION} steps; it has {deviation}. "
-            "Take a finer grid, which is a smaller update_range."
-        )
-    return deviation
-
-
-def share_in_range(
-    target: float,
-    *,
-    honest_sites: int,
-    sites: int,
-    sensitivity: float,
-    coordinates: int,
-) -> tuple[float, int]:
-    """Deviation of a share and bound of a coordinate before noise, in steps of which a range has `STEPS_OF_RANGE`.
-
-    Args:
-        target: noise multiplier of the sum.
-        honest_sites: as `share_deviation`.
-        sites: most sites in the sum.
-        sensitivity: L2 bound of one patient's contribution, as a share of the range.
-        coordinates: of the vector.
-
-    Raises:
-        ValueError: a number out of range, a grid too coarse for the noise, or a range that noise alone may half fill.
-    """
-    # Rounding each coordinate of two neighbouring sums can move them apart by a step.
-    steps = sensitivity * STEPS_OF_RANGE + math.sqrt(coordinates)
-    deviation = share_deviation(target, honest_sites=honest_sites, sensitivity=steps)
-    largest_noise = largest_contribution(
-        largest_value=0, deviation=deviation, sites=sites, coordinates=coordinates
-    )
-    if largest_noise > STEPS_OF_RANGE // 2:
-        raise ValueError(
-            f"Expected a range of {2 * largest_noise / STEPS_OF_RANGE:.3g} times as much: a site's noise alone may fill "
-            "half of it. Ask for a larger update_range."
-        )
-    return deviation, STEPS_OF_RANGE - largest_noise
 
 
 def survivors_noise_multiplier(
@@ -134,9 +61,9 @@ def survivors_noise_multiplier(
     """
     if not 0.0 < share < math.inf:
         raise ValueError(f"Expected share={share} > 0 and finite.")
-    _require_sites("survivors", survivors, least=1)
-    _require_sites("colluding", colluding, least=0)
-    _require_sites("honest_sites", honest_sites, least=1)
+    require_sites("survivors", survivors, least=1)
+    require_sites("colluding", colluding, least=0)
+    require_sites("honest_sites", honest_sites, least=1)
     if survivors - colluding < honest_sites:
         raise ValueError(
             f"Expected at least honest_sites={honest_sites} honest survivors, found survivors={survivors} of which "
@@ -183,56 +110,10 @@ def log_sum_slack(deviation: float, *, sites: int, coordinates: int) -> float:
     """
     if not 0.5 <= deviation < math.inf:
         raise ValueError(f"Expected deviation={deviation} >= 0.5 and finite.")
-    _require_sites("sites", sites, least=1)
+    require_sites("sites", sites, least=1)
     ripples = [_log_ripple(deviation**2 * added / (added + 1)) for added in range(1, sites)]
     ripples.append(math.log(3.0) + _log_ripple(ROUNDING_VARIANCE))
     return math.log(2.0 * coordinates) + float(np.logaddexp.reduce(ripples))
-
-
-def largest_contribution(
-    *,
-    largest_value: int,
-    deviation: float,
-    sites: int,
-    coordinates: int,
-    failure: float = CLIPPED_NOISE,
-) -> int:
-    """A power of two that no site's coordinate exceeds in absolute value, but with probability `failure` over all.
-
-    The encoding cuts off what is larger, and with it noise that the other sites count on, so `failure` is a share of
-    delta. A discrete Gaussian exceeds t deviations with probability at most 2 * exp(-t**2 / 2): its moments are not above
-    those of the Gaussian (Canonne, Kamath, Steinke 2020).
-
-    Args:
-        largest_value: bound of a coordinate before noise, in grid steps.
-        deviation: of one share, in grid steps.
-        sites: in the sum.
-        coordinates: of the vector.
-        failure: in (0, 1).
-    """
-    if not 0.0 < failure < 1.0:
-        raise ValueError(f"Expected failure={failure} in (0, 1).")
-    tail = math.sqrt(2.0 * math.log(2.0 * coordinates * sites / failure))
-    return 1 << (largest_value + math.ceil(tail * deviation)).bit_length()
-
-
-def bits_needed(
-    *,
-    largest_value: int,
-    deviation: float,
-    sites: int,
-    coordinates: int,
-    failure: float = CLIPPED_NOISE,
-) -> int:
-    """Bits of a modulus in which a sum of all sites does not wrap around; arguments as `largest_contribution`."""
-    largest = largest_contribution(
-        largest_value=largest_value,
-        deviation=deviation,
-        sites=sites,
-        coordinates=coordinates,
-        failure=failure,
-    )
-    return (sites * largest).bit_length() + 1
 
 
 def noised_contribution(
@@ -254,26 +135,33 @@ def run_distributed_sum(
     largest_value: int,
     deviation: float,
     honest_sites: int,
+    colluding_sites: int = 0,
     randoms: Mapping[str, Random],
     drop: Mapping[str, str] | None = None,
 ) -> SumResult:
     """All steps in memory; the integers of the result are grid steps times its `scale`.
 
     Args:
-        plan: of the secure sum; its `value_range` is a `largest_contribution`.
+        plan: of the secure sum; its range is that of a site's integers or more, in whole steps.
         sums: of each site, in grid steps.
         largest_value: bound of a coordinate before noise.
         deviation: of one share, from `share_deviation`.
         honest_sites: the threshold for which it was sized.
+        colluding_sites: most sites that may tell their shares; they do not count towards the threshold.
         randoms: each site's own source.
         drop: legs of the secure sum in which sites fall silent.
 
     Raises:
-        ValueError: the encoding cannot hold whole grid steps, or fewer than `honest_sites` sites are in the sum.
+        ValueError: the scheme or the encoding cannot carry whole grid steps, or a quorum that could leave fewer than
+            `honest_sites` honest sites in the sum. Nothing has been summed.
         QuorumLost: too many sites dropped.
     """
+    if plan.quorum - colluding_sites < honest_sites:
+        raise ValueError(
+            f"Expected quorum={plan.quorum} >= honest_sites={honest_sites} and colluding_sites={colluding_sites} together."
+        )
     _require_exact(plan, largest_value=largest_value, deviation=deviation)
-    result = run_secure_sum(
+    return run_secure_sum(
         plan,
         {
             # float64 holds every integer below 2**53; the scale is a power of two: encoding changes nothing.
@@ -284,25 +172,20 @@ def run_distributed_sum(
         },
         drop=drop,
     )
-    if len(result.sites) < honest_sites:
-        raise ValueError(
-            f"Expected at least honest_sites={honest_sites} sites in the sum, found {len(result.sites)}."
-        )
-    return result
 
 
 def _require_exact(plan: SumPlan, *, largest_value: int, deviation: float) -> None:
-    """Raises unless whole steps are encoded as they are and noise is not cut off."""
-    largest = largest_contribution(
-        largest_value=largest_value,
-        deviation=deviation,
-        sites=plan.max_sites,
-        coordinates=plan.dimension,
+    """Raises unless the scheme adds integers only, whole steps are encoded as they are and noise is not cut off."""
+    if problem := scheme_problem(plan.scheme):
+        raise ValueError(f"Expected another secure sum: {problem}.")
+    encoding = plan.encoding
+    largest = largest_value + largest_noise(
+        deviation, sites=plan.max_sites, coordinates=plan.dimension
     )
-    if plan.value_range < largest or plan.encoding.scale < 1.0:
+    if encoding.scale < 1.0 or encoding.limit < largest * encoding.scale:
         raise ValueError(
-            f"Expected value_range={plan.value_range} >= {largest} and {plan.max_sites} times as much below "
-            f"{LARGEST_SUM}. Take a coarser grid or a smaller largest_value."
+            f"Expected value_range={plan.value_range} >= {largest}, in whole steps, with value_bits={plan.value_bits} >= "
+            f"{largest.bit_length() + 1}. Take a coarser grid, more bits or a smaller largest_value."
         )
 
 
@@ -314,8 +197,3 @@ def _log_ripple(variance: float) -> float:
     v >= 1/8, where the terms j >= 2 are below 1 % and the first is below 0.09.
     """
     return math.log(5.0) - 2.0 * math.pi**2 * variance
-
-
-def _require_sites(name: str, sites: int, *, least: int) -> None:
-    if not least <= sites <= MOST_SITES:
-        raise ValueError(f"Expected {name}={sites} in [{least}, {MOST_SITES}].")

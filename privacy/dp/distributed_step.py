@@ -1,11 +1,12 @@
 """One gradient step of a federation whose noise is shared among the sites: a site's part of it.
 
 1. units join independently with probability `sample_rate`; their gradients are clipped and added up (as in `dpsgd`);
-2. the sum is rounded to integers, 2**23 of which stand for the range of the secure sum;
+2. the sum is rounded to integers, 2**(value_bits - 1) of which stand for the range of the secure sum;
 3. this site's share of the noise is added: a discrete Gaussian on the same integers. One share alone is less noise than
    the epsilon asks for; the sum over the sites holds the noise of all of them (Kairouz, Liu and Steinke 2021).
 
-Nothing but the secure sum may see the result. Every integer is exact in float32, so the sum adds integers only.
+Nothing but the secure sum may see the result. Every integer is exact in float32 and in the encoding of the sum, which therefore
+adds these integers and no others.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privacy.dp.clipping import LossPerRecord, clipped_sum, trainable_parameters
-from privacy.dp.distributed import STEPS_OF_RANGE, noised_contribution, share_in_range
+from privacy.dp.distributed import noised_contribution
 from privacy.dp.dpsgd import NOISE_MARGINS, TrainingTask, training_mode
 from privacy.dp.flat_sum import FlatSum
 from privacy.dp.rules import LayerRule
+from privacy.dp.share_sizing import size_share
 from privacy.dp.unit_sampler import UnitSampler
 from privacy.randomness import Random
 
@@ -34,6 +36,8 @@ class NoiseShare:
     """Most sites in the sum."""
     value_range: float
     """Largest absolute coordinate that the secure sum carries; beyond it a coordinate is clipped."""
+    value_bits: int
+    """Bits of one site's coordinate in the secure sum, whose own value range is 1."""
 
 
 def noised_gradient(
@@ -100,22 +104,23 @@ def _noised(
     share: NoiseShare,
     random: Random,
 ) -> NDArray[np.float32]:
-    """The sum on the integer grid with the share of the noise, divided by `STEPS_OF_RANGE`."""
-    deviation, largest_value = share_in_range(
+    """The sum on the integer grid with the share of the noise, divided by the steps of the range."""
+    sizing = size_share(
         task.noise_multiplier,
         honest_sites=share.honest_sites,
         sites=share.sites,
         sensitivity=NOISE_MARGINS[task.precision] * clipping_norm / share.value_range,
         coordinates=total.size,
+        value_bits=share.value_bits,
     )
-    steps = total.astype(np.float64) * (STEPS_OF_RANGE / share.value_range)
+    steps = total.astype(np.float64) * (sizing.steps_of_range / share.value_range)
     noised = noised_contribution(
         np.rint(steps).astype(np.int64),
-        largest_value=largest_value,
-        deviation=deviation,
+        largest_value=sizing.largest_value,
+        deviation=sizing.deviation,
         random=random,
     )
-    return (noised / STEPS_OF_RANGE).astype(np.float32)
+    return (noised / sizing.steps_of_range).astype(np.float32)
 
 
 def _in_vector_order(

@@ -46,27 +46,27 @@ class HalfLine:
     def __init__(self, alpha: Fraction, beta: Fraction, *, place_bits: int | None) -> None:
         self._alpha, self._beta = alpha, beta
         self._place_bits = place_bits
-        self._table = cell_table(alpha, beta)
-        # Nearly all draws are nearer than this cell, and in it acceptance is nearly certain.
-        self._near = max(1, 2 * self._table.cells // 5)
-        least = alpha + beta * (2 * self._near - 1)
+        self.table = cell_table(alpha, beta)
+        self.near = max(1, 2 * self.table.cells // 5)
+        """Nearly all draws are nearer than this cell, and in it acceptance is nearly certain."""
+        least = alpha + beta * (2 * self.near - 1)
         self._sure_level = np.uint64(exp_bounds(least, LEVEL_BITS)[0])
 
     def propose(
         self, count: int, random: Random
     ) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.bool_]]:
         """`count` cells, words with sign and place, and which of the proposals are accepted."""
-        cells = self._table.draw(count, random)
+        cells = self.table.draw(count, random)
         words = random.words(count)
         if self._place_bits == 0:
             return cells, words, np.ones(count, dtype=np.bool_)
         is_accepted = (words & LEVEL_MASK) < self._sure_level
-        is_accepted &= cells < self._near
+        is_accepted &= cells < self.near
         unsettled = np.flatnonzero(~is_accepted)
-        is_accepted[unsettled] = self._accepts(cells[unsettled], words[unsettled], random)
+        is_accepted[unsettled] = self.accepts(cells[unsettled], words[unsettled], random)
         return cells, words, is_accepted
 
-    def _accepts(
+    def accepts(
         self, cells: NDArray[np.int64], words: NDArray[np.uint64], random: Random
     ) -> NDArray[np.bool_]:
         """Whether a uniform level, of which `words` has the first digits, lies below the acceptance."""

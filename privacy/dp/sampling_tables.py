@@ -51,20 +51,30 @@ class CellTable:
         self._boundaries = np.array(boundaries, dtype=np.uint64)
         buckets = (self._boundaries >> np.uint64(WORD_BITS - GUIDE_BITS)).astype(np.intp)
         inside = np.bincount(buckets, minlength=1 << GUIDE_BITS)
-        below = np.cumsum(inside) - inside
-        self._guide = np.where(inside == 0, below, -1).astype(np.int16)
+        self._below = (np.cumsum(inside) - inside).astype(np.int16)
+        self._is_single = inside == 1
+        self.guide = np.where(inside == 0, self._below, -1).astype(np.int16)
+        """The cell of a number that begins with these `GUIDE_BITS` digits; -1 where they do not settle it."""
 
     def draw(self, count: int, random: Random) -> NDArray[np.int64]:
         """`count` independent cells."""
         words = random.words(count)
-        cells = self._guide.take(words >> np.uint64(WORD_BITS - GUIDE_BITS)).astype(np.int64)
+        cells = self.guide.take(words >> np.uint64(WORD_BITS - GUIDE_BITS)).astype(np.int64)
         unsettled = np.flatnonzero(cells < 0)
-        digits = words[unsettled]
-        found = self._boundaries.searchsorted(digits, side="right")
-        cells[unsettled] = found
+        cells[unsettled] = self.settle(words[unsettled], random)
+        return cells
+
+    def settle(self, words: NDArray[np.uint64], random: Random) -> NDArray[np.int64]:
+        """The cells of numbers that begin with these words."""
+        buckets = (words >> np.uint64(WORD_BITS - GUIDE_BITS)).view(np.int64)
+        cells = self._below.take(buckets).astype(np.int64)
+        # Where only one F(c) begins with these digits, one comparison is enough; else the whole table is searched.
+        cells += self._boundaries.take(cells) <= words
+        crowded = np.flatnonzero(~self._is_single.take(buckets))
+        cells[crowded] = self._boundaries.searchsorted(words[crowded], side="right")
         # A cell of 0 looks at the last boundary, whose digits are all ones and not below the first.
-        is_tie = self._boundaries[found - 1] == digits
-        for position in unsettled[is_tie]:
+        is_tie = self._boundaries[cells - 1] == words
+        for position in np.flatnonzero(is_tie):
             cells[position] = self._refined(int(words[position]), random)
         return cells
 

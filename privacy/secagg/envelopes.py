@@ -59,12 +59,17 @@ def scope_of(plan: SumPlan, context: SumContext) -> Scope:
         str(context.round),
         str(context.attempt),
         context.model,
+        str(context.group),
         plan.scheme,
         str(plan.dimension),
         str(plan.max_sites),
         str(plan.quorum),
         str(plan.threshold),
         plan.value_range.hex(),
+        str(plan.value_bits),
+        plan.key_holder,
+        plan.obfuscation,
+        str(plan.key_bits),
     )
     parts = [context.plan_digest, *(fact.encode() for fact in facts)]
     return Scope(sum_digest=bind("sum", Scope(sum_digest=bytes(32)), *parts))

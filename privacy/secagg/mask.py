@@ -18,15 +18,17 @@ Not hidden: which sites took part. Not checked: what is in a vector; only the su
 
 import hmac
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from privacy.secagg import shamir
-from privacy.secagg.envelopes import NONCE_BYTES, Scope, agree, bind, decrypt, encrypt, stretch
+from privacy.secagg.boxes import LOCK_BYTES, Channel, require_channel_key
+from privacy.secagg.envelopes import Scope, agree, bind, stretch
 from privacy.secagg.errors import MessageRefused
+from privacy.secagg.integer_parts import IntegerParts
 from privacy.secagg.masking import KEY_BYTES, apply_streams
 from privacy.secagg.plan import SumPlan
 from privacy.secagg.schemes import Roster
@@ -34,16 +36,21 @@ from privacy.secagg.schemes import Roster
 SCALAR_BYTES = 32
 PUBLIC_BYTES = 3 * 32
 COMMITMENTS = slice(0, 64)
-BOX_BYTES = 64 + NONCE_BYTES + 2 * SCALAR_BYTES + 16
+BOX_BYTES = 64 + LOCK_BYTES + 2 * SCALAR_BYTES
 
 
 class MaskSite:
     """Secrets and masks of one site in one sum."""
 
+    disclosure_parts = 1
+    asks_all = False
+
     def __init__(self, plan: SumPlan, site: str) -> None:
+        self._parts = IntegerParts(dimension=plan.dimension, bits=plan.encoding.modulus_bits)
+        self.sealed_parts = self._parts.count
         self._threshold = plan.threshold
         self._site = site
-        self._channel_key = X25519PrivateKey.generate()
+        self._channel = Channel(site)
         self._mask_scalar = _new_scalar()
         self._mask_key = X25519PrivateKey.from_private_bytes(self._mask_scalar)
         self._self_seed = secrets.randbelow(shamir.PRIME).to_bytes(SCALAR_BYTES, "big")
@@ -53,16 +60,17 @@ class MaskSite:
         """Channel key, mask key, commitment to the self seed."""
         return b"".join(
             (
-                self._channel_key.public_key().public_bytes_raw(),
+                self._channel.public,
                 self._mask_key.public_key().public_bytes_raw(),
                 _seed_commitment(self._self_seed),
             )
         )
 
-    def deal(self, roster: Roster) -> dict[str, bytes]:
+    def deal(self, roster: Roster, integers: NDArray[np.int32]) -> dict[str, bytes]:
         """Shares of both secrets, encrypted for each site; for itself only the commitments, the shares stay here."""
         _require_distinct_keys(roster.public)
         self._roster = roster
+        self._vector = integers.view(np.uint32)
         split = [
             shamir.split(secret, threshold=self._threshold, count=len(roster.sites))
             for secret in (
@@ -80,11 +88,12 @@ class MaskSite:
                 self._held[recipient] = shares
                 boxes[recipient] = commitments
             else:
-                key = self._box_key(peer=recipient, pair=(self._site, recipient))
-                boxes[recipient] = commitments + encrypt(shares, key=key, public=commitments)
+                boxes[recipient] = commitments + self._channel.lock(
+                    shares, roster=roster, recipient=recipient, public=commitments
+                )
         return boxes
 
-    def protect(self, boxes: Mapping[str, bytes], vector: NDArray[np.uint32]) -> None:
+    def protect(self, boxes: Mapping[str, bytes]) -> Iterator[bytes]:
         """Keep the shares that the others dealt, and mask the vector for exactly those others."""
         for dealer, box in boxes.items():
             self._held[dealer] = self._open_box(dealer, box)
@@ -93,9 +102,12 @@ class MaskSite:
         for peer in boxes:
             key = _pair_stream(self._mask_key, self._roster, own=self._site, peer=peer)
             (plus if self._site < peer else minus).append(key)
-        apply_streams(vector, plus=plus, minus=minus)
+        apply_streams(self._vector, plus=plus, minus=minus)
+        return self._parts.cut(self._vector)
 
-    def disclose(self, survivors: Sequence[str]) -> bytes:
+    def disclose(
+        self, survivors: Sequence[str], responders: Sequence[str], relayed: Iterator[bytes]
+    ) -> Iterator[bytes]:
         """One share of every site that shared, in the order of names: self seed of a survivor, else mask key."""
         shares = [
             self._held[dealer][:SCALAR_BYTES]
@@ -104,31 +116,13 @@ class MaskSite:
             for dealer in sorted(self._held)
         ]
         self._held.clear()
-        return b"".join(shares)
-
-    def _box_key(self, *, peer: str, pair: tuple[str, str]) -> bytes:
-        public = self._roster.public[peer][:32]
-        try:
-            return agree(
-                self._channel_key, public, label="box", scope=self._roster.scope, pair=pair, size=32
-            )
-        except ValueError as error:
-            raise MessageRefused(
-                site=peer, leg="hello", reason="its channel key is unusable."
-            ) from error
+        return iter((b"".join(shares),))
 
     def _open_box(self, dealer: str, box: bytes) -> bytes:
-        key = self._box_key(peer=dealer, pair=(dealer, self._site))
         commitments = box[COMMITMENTS]
-        try:
-            shares = decrypt(box[64:], key=key, public=commitments)
-        except ValueError as error:
-            raise MessageRefused(
-                site=dealer,
-                leg="share",
-                reason="its shares do not open here: altered, replayed, meant for somebody else, or dealt under "
-                "another roster. Nothing was sealed.",
-            ) from error
+        shares = self._channel.unlock(
+            box[64:], roster=self._roster, dealer=dealer, public=commitments
+        )
         expected = _share_commitments(self._roster.scope, dealer, self._site, shares)
         if len(shares) != 2 * SCALAR_BYTES or not hmac.compare_digest(expected, commitments):
             raise MessageRefused(
@@ -136,13 +130,27 @@ class MaskSite:
                 leg="share",
                 reason="its shares are not those it committed to. Nothing was sealed.",
             )
+        if any(share >= shamir.PRIME for share in _shares_of(shares)):
+            raise MessageRefused(
+                site=dealer,
+                leg="share",
+                reason="its shares are outside the field. Nothing was sealed.",
+            )
         return shares
 
 
 class MaskCoordinator:
     """Checks what sites send, and opens the sum from t disclosures."""
 
+    disclosure_parts = 1
+    asks_all = False
+    largest_box = BOX_BYTES
+
     def __init__(self, plan: SumPlan) -> None:
+        self._encoding = plan.encoding
+        self._parts = IntegerParts(dimension=plan.dimension, bits=self._encoding.modulus_bits)
+        self.sealed_parts = self._parts.count
+        self._total = np.zeros(plan.dimension, dtype=np.uint32)
         self._threshold = plan.threshold
         self._public: dict[str, bytes] = {}
         self._commitments: dict[tuple[str, str], bytes] = {}
@@ -152,12 +160,7 @@ class MaskCoordinator:
         """Two sound keys and a commitment that nobody else has sent: one bad hello would stop every site."""
         _require_distinct_keys({**self._public, site: public})
         for key in (public[:32], public[32:64]):
-            try:
-                X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(key))
-            except ValueError as error:
-                raise MessageRefused(
-                    site=site, leg="hello", reason="a key of small order."
-                ) from error
+            require_channel_key(site, key)
         self._public[site] = public
 
     def require_boxes(self, site: str, boxes: Mapping[str, bytes], roster: Roster) -> None:
@@ -174,21 +177,36 @@ class MaskCoordinator:
             self._commitments[site, recipient] = box[COMMITMENTS]
         self._roster = roster
 
-    def require_chunk(self, site: str, words: NDArray[np.uint32]) -> None:
-        """Masked coordinates are uniform: nothing about them can be checked."""
+    def require_part(self, site: str, index: int, part: memoryview) -> None:
+        """Masked coordinates are uniform: nothing but their number can be checked."""
+        self._parts.read(site, index, part)
 
-    def require_disclosure(self, site: str, body: bytes, survivors: Sequence[str]) -> None:
+    def add(self, site: str, index: int, part: memoryview) -> None:
+        """Into the running sum."""
+        self._parts.add(self._total, site, index, part)
+
+    def begin_release(self, confirmed: Sequence[str]) -> Sequence[str]:
+        """Everybody."""
+        return confirmed
+
+    def relay(self, survivors: Sequence[str]) -> tuple[int, Iterator[bytes]]:
+        """Nothing."""
+        return 0, iter(())
+
+    def require_disclosure(
+        self, site: str, index: int, part: bytes, survivors: Sequence[str]
+    ) -> None:
         """One share of every dealer, each the one that was committed to."""
         dealers = sorted({dealer for dealer, _ in self._commitments})
-        if len(body) != SCALAR_BYTES * len(dealers):
+        if len(part) != SCALAR_BYTES * len(dealers):
             raise MessageRefused(
                 site=site,
                 leg="release",
-                reason=f"{len(body)} bytes of shares, expected {SCALAR_BYTES * len(dealers)}.",
+                reason=f"{len(part)} bytes of shares, expected {SCALAR_BYTES * len(dealers)}.",
             )
         shares = {}
         for position, dealer in enumerate(dealers):
-            share = body[position * SCALAR_BYTES : (position + 1) * SCALAR_BYTES]
+            share = part[position * SCALAR_BYTES : (position + 1) * SCALAR_BYTES]
             kind, where = ("seed", slice(0, 32)) if dealer in survivors else ("key", slice(32, 64))
             found = _commitment(self._roster.scope, dealer, site, kind, share)
             if not hmac.compare_digest(found, self._commitments[dealer, site][where]):
@@ -197,17 +215,23 @@ class MaskCoordinator:
                     leg="release",
                     reason=f'its {kind} share of site "{dealer}" is not the one that was dealt to it.',
                 )
+            if int.from_bytes(share, "big") >= shamir.PRIME:
+                raise MessageRefused(
+                    site=dealer,
+                    leg="share",
+                    reason=f'the share that it dealt to site "{site}" is outside the field.',
+                )
             shares[dealer] = share
         self._disclosures[site] = shares
 
-    def open(self, total: NDArray[np.uint32], survivors: Sequence[str]) -> None:
+    def open(self, survivors: Sequence[str], responders: Sequence[str]) -> NDArray[np.int32]:
         """Take off the survivors' self streams and the pair streams of those who shared but did not seal."""
-        responders = sorted(self._disclosures)[: self._threshold]
-        weights = shamir.weights_at_zero([self._roster.point(site) for site in responders])
+        helpers = responders[: self._threshold]
+        weights = shamir.weights_at_zero([self._roster.point(site) for site in helpers])
         plus: list[bytes] = []
         minus: list[bytes] = []
-        for dealer in self._disclosures[responders[0]]:
-            shares = [int.from_bytes(self._disclosures[site][dealer], "big") for site in responders]
+        for dealer in self._disclosures[helpers[0]]:
+            shares = [int.from_bytes(self._disclosures[site][dealer], "big") for site in helpers]
             secret = shamir.combine(shares, weights)
             if dealer in survivors:
                 seed = secret.to_bytes(SCALAR_BYTES, "big")
@@ -221,7 +245,12 @@ class MaskCoordinator:
                 stream = _pair_stream(key, self._roster, own=dealer, peer=peer)
                 # The survivor added it if its name comes first.
                 (minus if peer < dealer else plus).append(stream)
-        apply_streams(total, plus=plus, minus=minus)
+        apply_streams(self._total, plus=plus, minus=minus)
+        return self._encoding.signed(self._total)
+
+    def evidence(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
 
 
 def _new_scalar() -> bytes:
@@ -252,6 +281,13 @@ def _pair_stream(own_key: X25519PrivateKey, roster: Roster, *, own: str, peer: s
 
 def _self_stream(seed: bytes, scope: Scope, site: str) -> bytes:
     return stretch(seed, label="self-mask", scope=scope, site=site, size=KEY_BYTES)
+
+
+def _shares_of(shares: bytes) -> tuple[int, int]:
+    return (
+        int.from_bytes(shares[:SCALAR_BYTES], "big"),
+        int.from_bytes(shares[SCALAR_BYTES:], "big"),
+    )
 
 
 def _seed_commitment(seed: bytes) -> bytes:

@@ -1,28 +1,24 @@
-"""Bytes of the messages: one strict form for what names sites, one for chunks of a sealed vector.
+"""Bytes of the messages: one strict form for what names sites, one for what is too large for one frame.
 
 A site map is: count (2 bytes), then per site, in strictly rising order of names: length of the name (1), name,
 length of the value (4), value. Numbers are big endian. There is one encoding of every map, so a hash of it is a hash
 of its meaning; extra bytes, wrong lengths, names out of order or twice are refused.
 
-A chunk is: index (4 bytes), number of chunks (4), then its coordinates as little-endian 32-bit words. Every chunk but
-the last holds CHUNK_COORDINATES.
+A message travels in frames: index (4 bytes), number of frames (4), then a part of at most PART_BYTES.
 """
 
 import struct
-from collections.abc import Mapping
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from privacy.secagg.errors import MessageRefused
 from privacy.secagg.plan import MOST_SITES
 from privacy.secagg.protocol import SITE_NAME
 
-CHUNK_COORDINATES = 120 * 1024
-"""480 KiB: with header and signature below 512 KiB, half of what one frame may hold."""
-CHUNK_HEADER = struct.Struct(">II")
-MAX_VALUE_BYTES = 32 * 1024
-MAX_CONTROL_BYTES = 256 * 1024
+PART_BYTES = 480 * 1024
+"""With header and signature below 512 KiB, half of what one frame of the exchange may hold."""
+FRAME_HEADER = struct.Struct(">II")
+MAX_VALUE_BYTES = 256 * 1024
+MAX_MAP_BYTES = 64 << 20
 
 
 def encode_sites(values: Mapping[str, bytes]) -> bytes:
@@ -45,12 +41,6 @@ def decode_sites(message: bytes | memoryview, *, leg: str, sender: str) -> dict[
     Raises:
         MessageRefused: naming `sender`, for anything that `encode_sites` would not have written.
     """
-    if len(message) > MAX_CONTROL_BYTES:
-        raise MessageRefused(
-            site=sender,
-            leg=leg,
-            reason=f"{len(message)} bytes, at most {MAX_CONTROL_BYTES} are read.",
-        )
     try:
         return _parse_sites(bytes(message))
     except (struct.error, ValueError) as error:
@@ -84,46 +74,77 @@ def _parse_sites(message: bytes) -> dict[str, bytes]:
     return values
 
 
-def chunk_count(dimension: int) -> int:
-    """Chunks of a vector."""
-    return -(-dimension // CHUNK_COORDINATES)
+def split(message: bytes) -> list[bytes]:
+    """The parts of a message, at least one, at most PART_BYTES each."""
+    return [
+        message[start : start + PART_BYTES] for start in range(0, max(1, len(message)), PART_BYTES)
+    ]
 
 
-def encode_chunk(vector: NDArray[np.uint32], index: int) -> tuple[bytes, memoryview]:
-    """Header and coordinates of chunk number `index` of a vector, the latter not copied."""
-    part = vector[index * CHUNK_COORDINATES : (index + 1) * CHUNK_COORDINATES]
-    header = CHUNK_HEADER.pack(index, chunk_count(len(vector)))
-    return header, part.astype("<u4", copy=False).data.cast("B")
+def frames_of(parts: Sequence[bytes]) -> Iterator[bytes]:
+    """Every part with its header."""
+    return (FRAME_HEADER.pack(index, len(parts)) + part for index, part in enumerate(parts))
 
 
-def decode_chunk(
-    body: memoryview, *, expected: int, dimension: int, sender: str
-) -> NDArray[np.uint32]:
-    """The coordinates of the chunk that must come next, as a view of the message.
+def parse_frame(
+    frame: bytes | memoryview, *, expected: int, leg: str, sender: str
+) -> tuple[int, memoryview]:
+    """Number of frames, and the part, of the frame that must come next.
 
     Raises:
-        MessageRefused: another chunk than the expected one, or of the wrong length.
+        MessageRefused: another frame than the expected one, or longer than a frame may be.
     """
-    if len(body) < CHUNK_HEADER.size:
-        raise MessageRefused(site=sender, leg="seal", reason=f"chunk of {len(body)} bytes.")
-    index, total = CHUNK_HEADER.unpack_from(body)
-    if total != chunk_count(dimension):
-        raise MessageRefused(
-            site=sender,
-            leg="seal",
-            reason=f"chunk {index} of {total}; a vector of {dimension} has {chunk_count(dimension)}.",
-        )
+    if not FRAME_HEADER.size <= len(frame) <= FRAME_HEADER.size + PART_BYTES:
+        raise MessageRefused(site=sender, leg=leg, reason=f"frame of {len(frame)} bytes.")
+    index, total = FRAME_HEADER.unpack_from(frame)
     if index != expected:
         what = "came before" if index < expected else "is out of order"
         raise MessageRefused(
-            site=sender, leg="seal", reason=f"chunk {index} of {total} {what}, expected {expected}."
+            site=sender, leg=leg, reason=f"frame {index} of {total} {what}, expected {expected}."
         )
-    length = min(CHUNK_COORDINATES, dimension - index * CHUNK_COORDINATES)
-    found = len(body) - CHUNK_HEADER.size
-    if found != 4 * length:
+    is_empty = len(frame) == FRAME_HEADER.size
+    if index >= total or (is_empty and total > 1):
         raise MessageRefused(
-            site=sender,
-            leg="seal",
-            reason=f"chunk {index} of {total} holds {found} bytes, expected {4 * length}.",
+            site=sender, leg=leg, reason=f"frame {index} of {total}, {len(frame)} bytes."
         )
-    return np.frombuffer(body, dtype="<u4", offset=CHUNK_HEADER.size)
+    return total, memoryview(frame)[FRAME_HEADER.size :]
+
+
+def read_frames(frames: Iterable[bytes], *, leg: str, sender: str) -> Iterator[memoryview]:
+    """The parts of one message, one by one, as its frames arrive; no frame behind the last is taken.
+
+    Raises:
+        MessageRefused: frames out of order, of another message, or missing.
+    """
+    arriving = iter(frames)
+    expected, total = 0, 1
+    while expected < total:
+        frame = next(arriving, None)
+        if frame is None:
+            raise MessageRefused(
+                site=sender, leg=leg, reason=f"{expected} of {total} frames, then no more."
+            )
+        announced, part = parse_frame(frame, expected=expected, leg=leg, sender=sender)
+        if expected and announced != total:
+            raise MessageRefused(
+                site=sender, leg=leg, reason=f"frame {expected} of {announced}, not {total}."
+            )
+        total = announced
+        expected += 1
+        yield part
+
+
+def read_map(frames: Iterable[bytes], *, leg: str, sender: str) -> dict[str, bytes]:
+    """The site map that a whole message holds.
+
+    Raises:
+        MessageRefused: larger than MAX_MAP_BYTES, or malformed.
+    """
+    message = bytearray()
+    for part in read_frames(frames, leg=leg, sender=sender):
+        message += part
+        if len(message) > MAX_MAP_BYTES:
+            raise MessageRefused(
+                site=sender, leg=leg, reason=f"more than {MAX_MAP_BYTES} bytes of a site map."
+            )
+    return decode_sites(bytes(message), leg=leg, sender=sender)

@@ -1,15 +1,18 @@
 """The interface of a secure sum: many sites, one coordinator, and only the sum comes out.
 
-| leg     | coordinator -> site                  | site -> coordinator                                        |
-|---------|--------------------------------------|------------------------------------------------------------|
-| hello   | (nothing)                            | fresh public keys, signed                                  |
-| share   | roster: every site's signed keys     | for every other site an encrypted share of its two secrets |
-| seal    | the shares meant for this site       | its vector, sealed, in chunks                              |
-| confirm | survivors: the sites that sealed     | its signature over exactly this set                        |
-| release | everybody's signatures               | for every site ONE of its two shares, never both           |
+| leg     | coordinator -> site                             | site -> coordinator                                |
+|---------|-------------------------------------------------|----------------------------------------------------|
+| hello   | (nothing)                                       | fresh public keys, signed                          |
+| share   | roster: every site's signed keys                | for every site what only it can read               |
+| seal    | what the others dealt to this site              | its vector, sealed                                 |
+| confirm | survivors: the sites that sealed                | its signature over exactly this set                |
+| release | everybody's signatures, what the scheme relays  | its help in opening the sum over exactly this set  |
+
+A message travels in one or more frames, each signed where a site sends it.
 
 A site may drop out in any leg. The coordinator closes a leg when it will not wait any longer; whoever has not delivered
 by then is out. Messages are bytes and all schemes speak the same legs: whoever drives a sum needs not know the scheme.
+Some schemes open a sum only if all who are asked answer: then closing `release` may ask those who did once more.
 `privacy.secagg.secure_sum.run_secure_sum` executes all of it in memory, in order.
 
 What the coordinator learns: who took part, and the sum over the survivors. What it must be trusted for: to finish.
@@ -17,7 +20,7 @@ What a sum does not hide: the sum itself, which is why noise is added to what is
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,12 +44,16 @@ class SumContext:
     """SHA-256 of the signed plan's payload: all sites work on the same plan or on none."""
     model: str
     """Hash of the model that the vectors are updates of."""
+    group: int = 0
+    """Which of the attempt's sums, if the cohort is split into groups."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.run_id) <= 200:
             raise ValueError(f"Expected run_id of 1 to 200 characters, got {len(self.run_id)}.")
-        if self.round < 0 or self.attempt < 0:
-            raise ValueError(f"Expected round={self.round} >= 0 and attempt={self.attempt} >= 0.")
+        if min(self.round, self.attempt, self.group) < 0:
+            raise ValueError(
+                f"Expected round={self.round}, attempt={self.attempt} and group={self.group} >= 0."
+            )
         if len(self.plan_digest) != 32:
             raise ValueError(f"Expected plan_digest of 32 bytes, got {len(self.plan_digest)}.")
         if len(self.model) > 200:
@@ -65,13 +72,15 @@ def seal_key(run_id: str, round_number: int, attempt: int) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SumResult:
-    """The sum over the survivors, exactly as their integers add up."""
+    """The sum over the survivors, exactly as their integers add up; `ckks` is off by what its evidence says."""
 
     integers: NDArray[np.int32] = field(repr=False)
     scale: float
     """Integer steps per unit, a power of two."""
     sites: tuple[str, ...]
     """The survivors, sorted: whose vectors are in the sum."""
+    evidence: dict[str, float] = field(default_factory=dict)
+    """What the scheme wants the ledger to know: its largest error, uses of a key."""
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -87,51 +96,63 @@ class SealJournal(Protocol):
 
 
 class SitePart(Protocol):
-    """One site's side of one sum. Each leg is taken once, in order; a refused message ends the part."""
+    """One site's side of one sum. Each leg is taken once, in order; a refused message ends the part.
 
-    def hello(self) -> bytes:
+    Every leg takes the frames of the coordinator's message, as they arrive, and gives the frames of the answer. It is
+    checked and worked out before the first frame of the answer is given, `release` of large schemes excepted.
+    """
+
+    def hello(self) -> Iterator[bytes]:
         """Fresh public keys, signed."""
 
-    def share(self, roster: bytes) -> bytes:
-        """Check everybody's keys and deal out shares of this site's secrets."""
-
-    def seal(self, shares: bytes, values: NDArray[np.floating]) -> Iterator[bytes]:
-        """Seal the vector for those who shared; the chunks, in order, each at most 512 KiB.
-
-        Everything is checked, sealed and journalled before the iterator is returned.
+    def share(self, roster: Iterable[bytes], values: NDArray[np.floating]) -> Iterator[bytes]:
+        """Check everybody's keys, take this site's vector, and deal.
 
         Raises:
             ValueError: the values are of wrong length or type, NaN or infinite. Nothing has been done.
+        """
+
+    def seal(self, dealt: Iterable[bytes]) -> Iterator[bytes]:
+        """Seal the vector for those who shared, and journal it.
+
+        Raises:
             SealedTwice, or what else the journal raises: nothing has been sent.
         """
 
-    def confirm(self, survivors: bytes) -> bytes:
+    def confirm(self, survivors: Iterable[bytes]) -> Iterator[bytes]:
         """Sign the set of survivors, the only one that this site will ever sign in this sum."""
 
-    def release(self, confirmations: bytes) -> bytes:
-        """Give one share of every site, once enough survivors have signed the same set."""
+    def release(self, confirmations: Iterable[bytes]) -> Iterator[bytes]:
+        """Help to open the sum, once enough survivors have signed the same set.
+
+        May be taken again where the scheme says so: for the same set, with fewer sites that help.
+        """
 
 
 class CoordinatorPart(Protocol):
     """The coordinator's side of one sum. It holds no secret."""
 
-    def absorb(self, leg: str, site: str, message: bytes) -> None:
-        """Take in one message of a site. A refused message changes nothing.
+    def absorb(self, leg: str, site: str, frame: bytes) -> None:
+        """Take in one frame of a site. A refused frame changes nothing.
 
         Raises:
             MessageRefused: the leg is not open, the site is not in it, has delivered before, or the message is bad.
-            OSError: no room for a vector of several chunks; the attempt cannot go on.
+            OSError: no room for a vector of several parts; the attempt cannot go on.
         """
 
     def is_complete(self, leg: str, site: str) -> bool:
         """Whether the site has delivered everything of the leg."""
 
-    def close_leg(self, leg: str) -> dict[str, bytes]:
-        """End the leg without those who have not delivered; the message of the next leg for each site still in.
+    def close_leg(self, leg: str) -> dict[str, Iterator[bytes]]:
+        """End the leg without those who have not delivered.
+
+        Returns:
+            The frames of the next leg's message for each site still in. After `release`: of one more message of the same
+            leg, to be answered again, or nothing, and the sum is open.
 
         Raises:
             QuorumLost: too few sites are left.
-            MessageRefused: in `release`, the shares that a site dealt out contradict its hello.
+            MessageRefused: in `release`, what a site dealt out contradicts its hello.
             SumImpossible: in `release`, the sum cannot stem from honest sites.
         """
 

@@ -26,7 +26,8 @@ from coordinator.wire.contribution import contribution_layout
 from model.parameters import read_model
 from participant.data import SiteData
 from privacy.secagg.envelopes import SIGNATURE_BYTES
-from privacy.secagg.messages import CHUNK_HEADER
+from privacy.secagg.integer_parts import IntegerParts
+from privacy.secagg.messages import FRAME_HEADER
 from privacy.secagg.plan import SumPlan
 from sims.rehearsal import rehearse
 from sims.scenario import Scenario, load_scenario, read_site_data, scenario_path
@@ -103,7 +104,12 @@ def attack_spec(run: AttackedRun) -> RunSpec:
         model=MODEL,
         training=TRAINING,
         privacy=privacy,
-        secure_sum={"scheme": "mask" if run.view == "sum" else "plain", "weight_cap": 100},
+        # Fine steps: what an attacker reads off a vector must be the vector, not its rounding.
+        secure_sum={
+            "scheme": "mask" if run.view == "sum" else "plain",
+            "weight_cap": 100,
+            "value_bits": 29,
+        },
     )
 
 
@@ -167,11 +173,12 @@ def _sums(sites: tuple[str, ...], models: list[Vector]) -> tuple[Release, ...]:
 def _singles(
     scenario: Scenario, frames: list[Frame], models: list[Vector], folder: Path
 ) -> tuple[Release, ...]:
-    """Each site's vector, decoded from its sealed message; one chunk a round."""
+    """Each site's vector, decoded from its sealed message; one frame a round."""
     spec = scenario.spec
     with open_ledger(f"sqlite:///{folder / 'coordinator' / 'ledger.db'}") as ledger:
         payload, _ = ledger.rounds.signed_plan(spec.name, round=1, attempt=1)
-    encoding = SumPlan(**json.loads(payload)["secure_sum"]).encoding
+    plan = SumPlan(**json.loads(payload)["secure_sum"])
+    packed = IntegerParts(dimension=plan.dimension, bits=plan.encoding.modulus_bits)
     parameters = contribution_layout(spec.model, spec.table, spec.privacy).parameters
     by_site: dict[str, list[bytes]] = defaultdict(list)
     for frame in frames:
@@ -179,8 +186,9 @@ def _singles(
     releases = []
     for site, messages in by_site.items():
         for number, message in enumerate(messages, start=1):
-            words = np.frombuffer(message[SIGNATURE_BYTES + CHUNK_HEADER.size :], "<u4")
-            vector = encoding.decode(words.view("<i4").astype(np.int32))
+            part = memoryview(message)[SIGNATURE_BYTES + FRAME_HEADER.size :]
+            words = packed.read(site, 0, part)
+            vector = plan.encoding.decode(plan.encoding.signed(words))
             change = vector[:parameters] * (spec.secure_sum.update_range / vector[-2])
             releases.append(
                 Release(

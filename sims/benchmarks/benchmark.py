@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("torch", "flwr", "grpcio", "numpy")
+PACKAGES = ("torch", "flwr", "grpcio", "numpy", "cryptography", "tenseal", "phe", "gmpy2", "opendp")
 BYTES_PER_GIB = 2**30
 
 

@@ -4,7 +4,6 @@ Both sides run in turns in one process, on one thread, and the least time counts
 on an accelerator it is the time until the work is done. Promises that are no ratio stand beside the figure as a baseline.
 """
 
-import importlib
 import subprocess
 import sys
 import tempfile
@@ -44,9 +43,9 @@ from sims.benchmarks.dp_workload import (
     count_flops,
     least_seconds,
     loss,
-    seconds,
 )
 from sims.benchmarks.opacus_hooks import OpacusHooks
+from sims.benchmarks.opendp_noise import opendp_seconds_per_million
 
 PARTS = ("steps", "memory", "opacus", "noise", "budget", "accountant")
 FLOPS_AIM, STEP_AIM, NOISED_STEP_AIM, MEMORY_AIM = 1.25, 1.5, 2.0, 1.5
@@ -266,7 +265,7 @@ def _compare_noise(options: Options, progress: Progress) -> Iterator[Comparison]
     )
     for baseline_name, baseline, aim in (
         ("10 million numbers a second", Figure(value=NOISE_SECONDS_PER_MILLION), 1.0),
-        ("OpenDP's exact sampler", _opendp_seconds_per_million(NOISE_MULTIPLIER / grid), None),
+        ("OpenDP's exact sampler", opendp_seconds_per_million(NOISE_MULTIPLIER / grid), None),
     ):
         yield Comparison(
             what="exact Gaussian noise on a grid, a million numbers",
@@ -276,22 +275,6 @@ def _compare_noise(options: Options, progress: Progress) -> Iterator[Comparison]
             baseline=baseline,
             aim=aim,
         )
-
-
-def _opendp_seconds_per_million(deviation: float, count: int = 20_000) -> Figure | Absent:
-    """Discrete Gaussian noise on integers, of the same deviation in grid steps."""
-    try:
-        opendp = importlib.import_module("opendp.prelude")
-    except ImportError:
-        return Absent(reason="opendp is not installed (pip install opendp)")
-    opendp.enable_features("contrib")
-    space = opendp.vector_domain(opendp.atom_domain(T="i64")), opendp.l2_distance(T="f64")
-    noise = opendp.m.make_gaussian(*space, scale=deviation)
-    values = [0] * count
-    noise(values)
-    return Figure(
-        value=seconds(lambda: noise(values), "cpu") * MILLION / count, note=f"{count} numbers"
-    )
 
 
 def _compare_budget(options: Options, progress: Progress) -> Iterator[Comparison]:

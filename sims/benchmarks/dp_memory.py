@@ -4,16 +4,15 @@ Run as `python -m sims.benchmarks.dp_memory SIZE KIND DEVICE`, the size as JSON;
 """
 
 import sys
-from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
 
 from privacy.dp.clipping import PlainSum, clipped_sum
 from sims.benchmarks.dp_workload import CLIPPING_NORM, RULES, Size, Workload, loss
+from sims.benchmarks.memory import peak_bytes
 
 STEPS = 3
-BYTES_PER_KIB = 1024
 
 
 def added_bytes(size: str, kind: str, device: str) -> int:
@@ -33,10 +32,7 @@ def added_bytes(size: str, kind: str, device: str) -> int:
 def _peak(device: str) -> int:
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device)
-    # Not getrusage: its peak is inherited from the process that started this one.
-    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    line = next(line for line in status if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * BYTES_PER_KIB
+    return peak_bytes()
 
 
 if __name__ == "__main__":

@@ -46,6 +46,14 @@ class PeakWatch:
                 self._peaks[program] = max(peak, self._peaks.get(program, 0))
 
 
+def peak_bytes() -> int:
+    """This process's own peak so far.
+
+    Not getrusage: its peak is inherited from the process that started this one.
+    """
+    return _peak_of(Path("/proc/self/status").read_text(encoding="utf-8"))
+
+
 def process_tree(root: int) -> list[int]:
     """The process and its descendants that are alive now."""
     children: dict[int, list[int]] = {}
@@ -80,7 +88,12 @@ def _read_peak(process: int) -> tuple[str, int]:
         return "", 0
     names = [Path(argument.decode(errors="replace")).name for argument in arguments[:2]]
     program = names[1] if names[0].startswith("python") and len(names) > 1 else names[0]
+    return program, _peak_of(status)
+
+
+def _peak_of(status: str) -> int:
+    """Bytes, from /proc/PID/status; a process that has ended has no such line."""
     for line in status.splitlines():
         if line.startswith("VmHWM:"):
-            return program, int(line.split()[1]) * BYTES_PER_KIB
-    return program, 0
+            return int(line.split()[1]) * BYTES_PER_KIB
+    return 0

@@ -1,7 +1,7 @@
 import pytest
 
 from coordinator.errors import ConfigError
-from coordinator.run_spec import load_run_spec, parse_run_spec
+from coordinator.run_spec import load_run_spec, noise_facts, parse_run_spec
 from coordinator.wire.charges import gradient_event, side_events
 from coordinator.wire.contribution import LOSS_GRID
 from coordinator.wire.plan import PrivacyPlan
@@ -110,10 +110,26 @@ def test_distributed_noise_is_calibrated_for_one_step_a_round(tmp_path):
         ({"training": {"local_steps": 1, "proximal_mu": 0.1}}, "proximal_mu=0"),
         ({"privacy": {"mechanism": "distributed-dp", "honest_sites": 4}}, "honest_sites=4"),
         (
+            {"privacy": {"mechanism": "distributed-dp", "honest_sites": 3, "colluding_sites": 1}},
+            "together at most the quorum of 3",
+        ),
+        (
+            {"privacy": {"mechanism": "distributed-dp", "honest_sites": 1, "colluding_sites": 2}},
+            "colluding_sites=2 must be at most 1",
+        ),
+        (
+            {"privacy": {"mechanism": "distributed-dp", "honest_sites": 3, "colluding_sites": -1}},
+            "colluding_sites=-1",
+        ),
+        (
             {"privacy": {"mechanism": "distributed-dp", "load_noise_multiplier": 30.0}},
             "expert loads",
         ),
         ({"secure_sum": {"scheme": "plain"}}, "shows every site's share"),
+        ({"secure_sum": {"scheme": "ckks"}}, "error that depends on the single vectors"),
+        ({"secure_sum": {"scheme": "ckks-light"}}, "error that depends on the single vectors"),
+        ({"secure_sum": {"update_range": 256.0, "value_bits": 12}}, "more value_bits"),
+        ({"secure_sum": {"update_range": 256.0, "value_bits": 26}}, "not exact"),
         ({"secure_sum": {"update_range": 1.0}}, "larger update_range"),
         ({"secure_sum": {"update_range": 1e6}}, "smaller update_range"),
     ],
@@ -121,6 +137,40 @@ def test_distributed_noise_is_calibrated_for_one_step_a_round(tmp_path):
 def test_a_run_whose_noise_cannot_be_shared_is_refused(tmp_path, changes, named):
     with pytest.raises(ConfigError, match=named):
         small_spec(tmp_path, **(DISTRIBUTED | changes))
+
+
+@pytest.mark.parametrize(
+    "secure_sum", [{"scheme": "mask"}, {"scheme": "paillier", "key_holder": "anna"}]
+)
+def test_exact_sums_may_carry_shared_noise(tmp_path, secure_sum):
+    changes = DISTRIBUTED | {"secure_sum": {"update_range": 256.0} | secure_sum}
+    assert small_spec(tmp_path, **changes).secure_sum.scheme == secure_sum["scheme"]
+
+
+def test_what_shared_noise_takes_is_told_before_the_run(tmp_path):
+    facts = noise_facts(small_spec(tmp_path, **DISTRIBUTED))
+    assert (facts.value_bits, facts.modulus_bits, facts.honest_sites) == (24, 26, 3)
+    assert facts.bits_needed < 24
+    assert 0.0 < facts.clipped_noise <= 3 * 2.0**-100
+    assert facts.share_of_delta < 1e-18
+    assert f"24 bits ({facts.bits_needed} would do)" in facts.words
+    assert "of delta" in facts.words
+
+
+def test_as_few_bits_as_are_needed_are_accepted(tmp_path):
+    needed = noise_facts(small_spec(tmp_path, **DISTRIBUTED)).bits_needed
+    secure_sum = DISTRIBUTED["secure_sum"] | {"value_bits": needed}
+    facts = noise_facts(small_spec(tmp_path, **(DISTRIBUTED | {"secure_sum": secure_sum})))
+    assert (facts.value_bits, facts.bits_needed) == (needed, needed)
+
+
+def test_a_run_without_shared_noise_has_no_such_facts(tmp_path):
+    assert noise_facts(small_spec(tmp_path)) is None
+
+
+def test_more_bits_than_the_sum_of_all_sites_has_room_for_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="would wrap around"):
+        small_spec(tmp_path, secure_sum={"value_bits": 31})
 
 
 def test_a_tier_names_a_model(tmp_path):

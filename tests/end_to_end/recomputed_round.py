@@ -14,7 +14,7 @@ from coordinator.wire.plan import RoundPlan
 from model.parameters import read_model
 from participant.config import load_site
 from participant.data import load_table
-from participant.training import evaluate, train_update, training_random
+from participant.training import evaluate, site_random, train_update
 from sims.federation import RealFederation
 
 
@@ -65,7 +65,7 @@ def _contribution(
     data = load_table(load_site(federation.folder / site).data, plan.table)
     patients = float(len(data.labels_N))
     update = train_update(
-        plan, data, base=base, patients=patients, random=training_random(plan, site)
+        plan, data, base=base, patients=patients, random=site_random(plan, site, "training")
     )
     return pack_contribution(
         plan,

@@ -31,6 +31,7 @@ PLAN = RoundPlan(
     attempt=1,
     rounds_charged=12,
     cohort=("a", "b", "c", "d"),
+    groups=(("a", "b", "c", "d"),),
     quorum=3,
     deadline=NOW + timedelta(minutes=10),
     silence_seconds=10.0,
@@ -273,6 +274,30 @@ def test_distributed_noise_is_permitted_if_the_site_trusts_as_many_sites() -> No
             replace(DISTRIBUTED, privacy=replace(DISTRIBUTED.privacy, honest_sites=4)),
             "plan.distributed",
         ),
+        (
+            replace(DISTRIBUTED, privacy=replace(DISTRIBUTED.privacy, colluding_sites=2)),
+            "plan.distributed",
+        ),
+        (
+            replace(
+                DISTRIBUTED,
+                privacy=replace(DISTRIBUTED.privacy, honest_sites=1, colluding_sites=2),
+            ),
+            "plan.distributed",
+        ),
+        (replace(DISTRIBUTED, update_range=0.0), "plan.contribution"),
+        (
+            replace(DISTRIBUTED, secure_sum=replace(PLAN.secure_sum, value_bits=12)),
+            "plan.distributed",
+        ),
+        (
+            replace(DISTRIBUTED, secure_sum=replace(PLAN.secure_sum, value_range=2.0)),
+            "plan.distributed",
+        ),
+        (
+            replace(DISTRIBUTED, secure_sum=replace(PLAN.secure_sum, scheme="ckks")),
+            "plan.distributed",
+        ),
     ],
 )
 def test_distributed_noise_that_would_not_be_there_is_refused(plan: RoundPlan, clause: str) -> None:
@@ -280,6 +305,16 @@ def test_distributed_noise_that_would_not_be_there_is_refused(plan: RoundPlan, c
         check(plan)
 
     assert caught.value.clause == clause
+
+
+def test_colluders_that_quorum_and_secure_sum_allow_for_are_permitted() -> None:
+    check(replace(DISTRIBUTED, privacy=replace(DISTRIBUTED.privacy, colluding_sites=1)))
+
+
+def test_distributed_noise_may_ride_in_an_exact_encrypted_sum() -> None:
+    total = replace(PLAN.secure_sum, scheme="paillier", key_holder="a")
+    policy = replace(POLICY, paillier_key_holders=("a",))
+    check(replace(DISTRIBUTED, secure_sum=total), policy)
 
 
 def test_distributed_noise_in_a_sum_that_hides_nothing_is_refused_whatever_the_policy() -> None:

@@ -49,6 +49,7 @@ class Site:
     folder: Path
     epsilon: float = 8.0
     require_dp: bool = True
+    max_update_norm: float | None = None
 
     def __post_init__(self):
         contract = BudgetContract(data_set="small", epsilon=self.epsilon, delta=1e-5)
@@ -60,14 +61,16 @@ class Site:
         self.computed = 0
         self.gate = ReleaseGate(
             site="anna",
-            policy=SitePolicy(bundles=(), require_dp=self.require_dp),
+            policy=SitePolicy(
+                bundles=(), require_dp=self.require_dp, max_update_norm=self.max_update_norm
+            ),
             budget=self.budget,
             outbox=self.outbox,
             seals=self.seals,
         )
 
     def restart(self):
-        return Site(self.folder, self.epsilon, self.require_dp)
+        return replace(self)
 
     def contribute(
         self, plan, change=CHANGE, *, update=None, patients=40.0, losses=0.7, loads=None

@@ -9,7 +9,7 @@ from model.build import build_model
 from model.parameters import model_to_vector
 from participant.config import DataSource, TrainingSettings
 from participant.data import load_table
-from participant.training import evaluate, train_update, training_random, training_task
+from participant.training import evaluate, site_random, train_update, training_task
 from privacy.dp.updates import ModelUpdate, NoisedUpdate
 from privacy.randomness import OsRandom
 from tests.sims.small_federation import PATIENTS, WITH_DP, small_plan, small_spec, small_table
@@ -32,7 +32,7 @@ class Small:
             self.data,
             base=self.base,
             patients=patients,
-            random=training_random(plan, site),
+            random=site_random(plan, site, "training"),
         )
 
 
@@ -70,8 +70,10 @@ def test_sites_and_rounds_draw_differently_under_one_seed(small):
 
 def test_no_seed_and_no_plan_with_privacy_can_make_noise_predictable(small):
     seeded = replace(small.private_plan, seed=7)
-    assert isinstance(training_random(seeded, "anna"), OsRandom)
-    assert isinstance(training_random(replace(small.open_plan, seed=None), "anna"), OsRandom)
+    assert isinstance(site_random(seeded, "anna", "training"), OsRandom)
+    assert isinstance(
+        site_random(replace(small.open_plan, seed=None), "anna", "training"), OsRandom
+    )
     assert (small.train(seeded).values != small.train(seeded).values).any()
 
 
@@ -139,7 +141,7 @@ def test_a_base_model_of_another_length_is_refused(small):
 )
 def test_a_site_s_own_settings_change_how_it_computes_and_not_what_it_costs(small, settings):
     plan = small.private_plan
-    random = training_random(plan, "anna")
+    random = site_random(plan, "anna", "training")
     update = train_update(
         plan, small.data, base=small.base, patients=40.0, random=random, settings=settings
     )
@@ -172,7 +174,7 @@ def test_a_patient_with_many_records_moves_training_no_further_than_one_with_one
         of_patients(small.data, PATIENTS),
         base=small.base,
         patients=1.0,
-        random=training_random(plan, "anna"),
+        random=site_random(plan, "anna", "training"),
     )
     length = np.linalg.norm(update.values.astype(np.float64)) / training.learning_rate
     # Noise of deviation 1e-5 in some 400 coordinates has length 2e-4, and less than 4e-4 but for one draw in 1e9.

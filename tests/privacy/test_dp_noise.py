@@ -251,6 +251,10 @@ def test_a_draw_takes_two_blocks_of_the_key_stream_at_most() -> None:
             self.asked += count
             return super().words(count)
 
+        def fill(self, words: NDArray[np.uint64]) -> None:
+            self.asked += words.size
+            super().fill(words)
+
     random = Counted(1)
     RoundedGaussian(deviation=GAUSSIAN_CELLS).draw(100_000, random)
     DiscreteGaussian(deviation=2.0**-20).draw(100_000, random)

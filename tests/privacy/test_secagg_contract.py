@@ -1,4 +1,7 @@
-"""What every scheme owes whoever drives it: exact sums, drop-outs in every leg, nothing below the quorum."""
+"""What every scheme owes whoever drives it: exact sums of those who stayed, or nothing at all.
+
+Turns, restarts and what a site refuses of itself: `test_secagg_turns`. Dishonest parties: `test_secagg_bad_input`.
+"""
 
 import gc
 import os
@@ -7,31 +10,56 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from privacy.secagg.errors import MessageRefused, QuorumLost, SealedTwice
-from privacy.secagg.messages import CHUNK_COORDINATES
+from privacy.secagg.errors import MessageRefused, QuorumLost
+from privacy.secagg.integer_parts import PART_COORDINATES
 from privacy.secagg.protocol import LEGS
 from privacy.secagg.secure_sum import coordinator_part, run_secure_sum
-from tests.privacy.secagg_cohort import Cohort, make_context, make_plan
+from tests.privacy.secagg_cohort import FRAGILE_KINDS, KINDS, ROBUST_KINDS, Cohort, on_grid, plan_of
 
-SIZES = [1, 2, 999, 65_537, CHUNK_COORDINATES, CHUNK_COORDINATES + 1, 3 * CHUNK_COORDINATES - 1]
-
-
-@pytest.fixture(params=["mask", "plain"])
-def scheme(request):
-    return request.param
+SIZES = [1, 2, 4096, 8192, 8193, 65_537, PART_COORDINATES, 2 * PART_COORDINATES + 1]
+MULTIPART = PART_COORDINATES + 1
+every_kind = pytest.mark.parametrize("kind", KINDS)
+robust_kind = pytest.mark.parametrize("kind", ROBUST_KINDS)
 
 
+@robust_kind
 @pytest.mark.parametrize("dimension", SIZES)
-def test_the_sum_is_exactly_the_sum_of_integers(scheme, dimension):
-    cohort = Cohort(make_plan(scheme=scheme, dimension=dimension))
+def test_the_sum_is_exactly_the_sum_of_integers(kind, dimension):
+    cohort = Cohort(plan_of(kind, dimension=dimension))
     result = cohort.play_all()
     assert result.sites == cohort.sites
     assert (result.integers == cohort.exact_sum(cohort.sites)).all()
 
 
+@every_kind
+@pytest.mark.parametrize("count", [2, 3, 4, 6])
+def test_other_cohort_sizes_sum_exactly(kind, count):
+    cohort = Cohort(plan_of(kind, count=count), count=count)
+    assert (cohort.play_all().integers == cohort.exact_sum(cohort.sites)).all()
+
+
+SIXTY = [
+    pytest.param(kind, marks=[pytest.mark.slow] if kind.startswith("ckks-3") else [])
+    for kind in ROBUST_KINDS
+]
+
+
+@pytest.mark.parametrize("kind", SIXTY)
+def test_sixty_sites_with_a_full_modulus_sum_exactly_when_one_drops_in_every_leg(kind):
+    plan = plan_of(kind, count=60, dimension=50, value_bits=26)
+    generator = np.random.default_rng(3)
+    vectors = {f"s{number}": on_grid(plan, generator) for number in range(60)}
+    drop = {f"s{10 + number}": leg for number, leg in enumerate(LEGS)}
+    result = run_secure_sum(plan, vectors, drop=drop)
+    assert plan.encoding.modulus_bits == 32
+    assert result.sites == tuple(sorted(set(vectors) - {"s10", "s11", "s12"}))
+    assert (result.values == sum(vectors[site] for site in result.sites)).all()
+
+
+@every_kind
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_values_are_the_sum_of_clipped_values_within_half_a_step_each(scheme, dtype):
-    plan = make_plan(scheme=scheme, dimension=1000)
+def test_values_are_the_sum_of_clipped_values_within_a_step_each(kind, dtype):
+    plan = plan_of(kind, dimension=1000)
     generator = np.random.default_rng(2)
     vectors = {f"s{i}": generator.normal(0, 1, 1000).astype(dtype) for i in range(5)}
     result = run_secure_sum(plan, vectors)
@@ -39,172 +67,152 @@ def test_values_are_the_sum_of_clipped_values_within_half_a_step_each(scheme, dt
         [np.clip(vector.astype(np.float64), -1, 1) for vector in vectors.values()], axis=0
     )
     assert result.values.dtype == np.float64
-    assert np.abs(result.values - clipped).max() <= 5 * 0.5 / plan.encoding.scale
+    assert np.abs(result.values - clipped).max() <= 5 / plan.encoding.scale
 
 
+@every_kind
+@pytest.mark.parametrize(("value_bits", "modulus_bits"), [(2, 5), (8, 11), (29, 32)])
+def test_values_at_the_ends_of_the_range_at_every_site_do_not_overflow(
+    kind, value_bits, modulus_bits
+):
+    plan = plan_of(kind, dimension=4, value_bits=value_bits)
+    values = {f"s{i}": np.array([1e30, -1e30, 1.0, -1.0]) for i in range(5)}
+    total = 5 * plan.encoding.limit
+    assert plan.encoding.modulus_bits == modulus_bits
+    assert run_secure_sum(plan, values).integers.tolist() == [total, -total, total, -total]
+
+
+@robust_kind
 @pytest.mark.parametrize("leg", LEGS)
 @pytest.mark.parametrize("site", ["site-0", "site-3"])
-@pytest.mark.parametrize("dimension", [7, 2 * CHUNK_COORDINATES + 5])
-def test_a_drop_in_any_leg_leaves_the_exact_sum_of_the_survivors(scheme, leg, site, dimension):
-    plan = make_plan(scheme=scheme, dimension=dimension)
-    cohort = Cohort(plan)
-    result = run_secure_sum(plan, cohort.values, drop={site: leg})
-    survivors = cohort.sites
-    if leg in ("hello", "share", "seal"):
-        survivors = tuple(name for name in cohort.sites if name != site)
-    assert result.sites == survivors
-    assert (result.integers == cohort.exact_sum(survivors)).all()
-
-
-def test_drops_in_several_legs_leave_the_exact_sum_of_the_survivors(scheme):
-    plan = make_plan(scheme=scheme, max_sites=8, threshold=6)
-    cohort = Cohort(plan, count=8)
-    result = cohort.play_all(drop={"share": ["site-1"], "seal": ["site-7"]})
+def test_a_drop_in_any_leg_leaves_the_exact_sum_of_the_survivors(kind, leg, site):
+    cohort = Cohort(plan_of(kind))
+    result = cohort.play_all(drop={leg: [site]})
+    lost = {site} if leg in ("hello", "share", "seal") else set()
+    assert result.sites == tuple(sorted(set(cohort.sites) - lost))
     assert (result.integers == cohort.exact_sum(result.sites)).all()
-    assert result.sites == ("site-0", "site-2", "site-3", "site-4", "site-5", "site-6")
 
 
+@robust_kind
+@pytest.mark.parametrize(("leg", "survivors"), [("seal", 4), ("release", 5)])
+def test_a_drop_in_the_middle_of_a_message_leaves_the_exact_sum(kind, leg, survivors):
+    cohort = Cohort(plan_of(kind, dimension=MULTIPART))
+    result = run_secure_sum(cohort.plan, cohort.values, drop={"site-3": leg})
+    assert len(result.sites) == survivors
+    assert (result.integers == cohort.exact_sum(result.sites)).all()
+
+
+@robust_kind
+def test_drops_in_several_legs_leave_the_exact_sum_of_the_survivors(kind):
+    cohort = Cohort(plan_of(kind, count=8), count=8)
+    result = cohort.play_all(drop={"share": ["site-1"], "seal": ["site-6"]})
+    assert (result.integers == cohort.exact_sum(result.sites)).all()
+    assert result.sites == ("site-0", "site-2", "site-3", "site-4", "site-5", "site-7")
+
+
+@robust_kind
+def test_drops_after_sealing_lose_nobodys_vector(kind):
+    cohort = Cohort(plan_of(kind, count=8), count=8)
+    result = cohort.play_all(drop={"confirm": ["site-1"], "release": ["site-4"]})
+    assert (result.integers == cohort.exact_sum(cohort.sites)).all()
+
+
+@pytest.mark.parametrize("kind", ["ckks-3-of-5"])
+def test_helpers_may_fall_silent_one_after_the_other(kind):
+    cohort = Cohort(plan_of(kind)).play_before("release")
+    cohort.play("release", silent=["site-0"]).play("release", silent=["site-2"]).play("release")
+    result = cohort.coordinator.result()
+    assert (result.integers == cohort.exact_sum(cohort.sites)).all()
+
+
+@robust_kind
 @pytest.mark.parametrize("leg", LEGS)
-def test_below_the_quorum_the_sum_is_lost_and_nothing_more_is_said(scheme, leg):
-    cohort = Cohort(make_plan(scheme=scheme)).play_before(leg)
-    with pytest.raises(QuorumLost, match=f'leg "{leg}": 3 sites left .*site-2.* 4 needed'):
-        cohort.play(leg, silent=["site-0", "site-1"])
+def test_below_the_quorum_the_sum_is_lost_and_nothing_more_is_said(kind, leg):
+    cohort = Cohort(plan_of(kind)).play_before(leg)
+    needed = cohort.plan.threshold if leg == "release" else 4
+    silent = list(cohort.inbox)[needed - 1 :]
+    with pytest.raises(QuorumLost, match=f'leg "{leg}": {needed - 1} sites left .*{needed} needed'):
+        cohort.play(leg, silent=silent)
     with pytest.raises(ValueError, match="there is no sum"):
         cohort.coordinator.result()
     with pytest.raises(MessageRefused, match="the open leg is None"):
         cohort.coordinator.absorb(leg, "site-0", b"")
 
 
-def test_survivors_below_the_quorum_are_not_opened_even_if_the_threshold_is_met(scheme):
-    cohort = Cohort(make_plan(scheme=scheme, quorum=5)).play_before("seal")
+@pytest.mark.parametrize("kind", FRAGILE_KINDS)
+@pytest.mark.parametrize("leg", LEGS)
+def test_where_all_must_stay_any_drop_loses_the_sum(kind, leg):
+    cohort = Cohort(plan_of(kind)).play_before(leg)
+    with pytest.raises(QuorumLost, match=f'leg "{leg}": 4 sites left .*5 needed'):
+        cohort.play(leg, silent=["site-2"])
+    with pytest.raises(ValueError, match="there is no sum"):
+        cohort.coordinator.result()
+
+
+@every_kind
+@pytest.mark.parametrize("count", [2, 3])
+def test_of_two_or_three_sites_none_may_drop(kind, count):
+    cohort = Cohort(plan_of(kind, count=count), count=count).play_before("seal")
+    with pytest.raises(QuorumLost, match=f"{count} needed"):
+        cohort.play("seal", silent=["site-0"])
+
+
+@every_kind
+def test_survivors_below_the_quorum_are_not_opened_even_if_the_threshold_is_met(kind):
+    cohort = Cohort(plan_of(kind, quorum=5)).play_before("seal")
     with pytest.raises(QuorumLost, match="5 needed"):
         cohort.play("seal", silent=["site-3"])
 
 
-@pytest.mark.parametrize("count", [3, 4, 6])
-def test_other_cohort_sizes_sum_exactly(scheme, count):
-    plan = make_plan(scheme=scheme, max_sites=64, threshold=2 * count // 3 + 1)
-    cohort = Cohort(plan, count=count)
-    assert (cohort.play_all().integers == cohort.exact_sum(cohort.sites)).all()
+@every_kind
+def test_the_next_attempts_of_the_same_sites_sum_exactly(kind):
+    cohort = Cohort(plan_of(kind))
+    first = cohort.play_all()
+    second = cohort.next_attempt(attempt=2)
+    third = second.next_attempt(attempt=3)
+    expected = cohort.exact_sum(cohort.sites)
+    assert (first.integers == expected).all()
+    assert (second.play_all().integers == expected).all()
+    assert (third.play_all().integers == expected).all()
 
 
-def test_extreme_values_of_every_site_do_not_overflow(scheme):
-    values = {f"s{i}": np.array([1e30, -1e30, 1.0]) for i in range(5)}
-    result = run_secure_sum(make_plan(scheme=scheme, dimension=3), values)
-    assert result.values.tolist() == [5.0, -5.0, 5.0]
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_site_never_sends_values_that_are_not_finite(scheme, bad):
-    cohort = Cohort(make_plan(scheme=scheme)).play_before("seal")
-    cohort.values["site-0"][3] = bad
-    with pytest.raises(ValueError, match="coordinate 3 is NaN or infinite"):
-        cohort.answer("seal", "site-0")
-
-
-@pytest.mark.parametrize("length", [9, 11, 0])
-def test_a_vector_of_wrong_length_is_refused_at_the_site(scheme, length):
-    cohort = Cohort(make_plan(scheme=scheme)).play_before("seal")
-    with pytest.raises(ValueError, match=r"shape \(10,\)"):
-        cohort.parts["site-0"].seal(cohort.inbox["site-0"], np.zeros(length))
-
-
-def test_after_values_were_refused_the_site_may_seal_sound_ones(scheme):
-    cohort = Cohort(make_plan(scheme=scheme)).play_before("seal")
-    with pytest.raises(ValueError, match="finite"):
-        cohort.parts["site-0"].seal(cohort.inbox["site-0"], np.full(10, np.nan))
-    cohort.play("seal").play("confirm").play("release")
-    assert cohort.coordinator.result().sites == cohort.sites
-
-
-def test_chunks_and_control_messages_fit_the_exchange(scheme):
-    cohort = Cohort(make_plan(scheme=scheme, dimension=2 * CHUNK_COORDINATES))
-    cohort.play_all()
-    assert max(len(message) for _, _, message in cohort.received) <= 512 * 1024
-    assert max(len(message) for _, _, message in cohort.told) <= 512 * 1024
-
-
-@pytest.mark.parametrize("leg", LEGS)
-def test_a_leg_is_taken_once_at_the_site(scheme, leg):
-    cohort = Cohort(make_plan(scheme=scheme)).play_before(leg)
-    first = cohort.inbox
-    cohort.play(leg)
-    with pytest.raises(MessageRefused, match="for the second time"):
-        cohort.answer(leg, "site-1", first["site-1"])
-
-
-@pytest.mark.parametrize("leg", LEGS[1:])
-def test_a_leg_is_not_taken_before_its_turn(scheme, leg):
-    with pytest.raises(MessageRefused, match="out of turn"):
-        Cohort(make_plan(scheme=scheme)).answer(leg, "site-1", b"")
-
-
-@pytest.mark.parametrize("leg", LEGS)
-def test_a_second_delivery_is_refused_and_changes_nothing(scheme, leg):
-    cohort = Cohort(make_plan(scheme=scheme)).play_before(leg)
-    answers = cohort.answer(leg, "site-1")
-    cohort.deliver(leg, "site-1", answers)
-    with pytest.raises(MessageRefused, match=f'leg "{leg}", site "site-1": delivered before'):
-        cohort.deliver(leg, "site-1", answers)
-    cohort.inbox.pop("site-1")
-    cohort.play(leg)
-    for later in LEGS[LEGS.index(leg) + 1 :]:
-        cohort.play(later)
-    result = cohort.coordinator.result()
-    assert (result.integers == cohort.exact_sum(cohort.sites)).all()
-
-
-def test_the_coordinator_says_who_has_delivered(scheme):
-    cohort = Cohort(make_plan(scheme=scheme, dimension=CHUNK_COORDINATES + 1)).play_before("seal")
-    first, last = cohort.answer("seal", "site-1")
-    cohort.deliver("seal", "site-1", [first])
-    assert not cohort.coordinator.is_complete("seal", "site-1")
-    cohort.deliver("seal", "site-1", [last])
-    assert cohort.coordinator.is_complete("seal", "site-1")
-
-
-def test_a_message_after_its_leg_is_closed_is_refused(scheme):
-    cohort = Cohort(make_plan(scheme=scheme)).play_before("seal")
-    late = cohort.answer("seal", "site-4")
-    cohort.play("seal", silent=["site-4"])
-    with pytest.raises(MessageRefused, match="the open leg is confirm"):
-        cohort.deliver("seal", "site-4", late)
-
-
-def test_a_site_that_dropped_out_cannot_come_back(scheme):
-    cohort = Cohort(make_plan(scheme=scheme)).play("hello", silent=["site-4"])
-    with pytest.raises(MessageRefused, match='"site-4": not, or no longer, in this sum'):
-        cohort.coordinator.absorb("share", "site-4", bytes(100))
-
-
-def test_a_restarted_site_cannot_seal_the_same_attempt_again(scheme):
-    before = Cohort(make_plan(scheme=scheme)).play_before("confirm")
-    again = Cohort(before.plan)
-    again.journals.update(before.journals)
-    again.values["site-2"][0] += 0.25
-    again.parts["site-2"] = again.new_part("site-2")
-    again.play("hello").play("share")
-    with pytest.raises(SealedTwice, match="run/3/1/seal was sealed before"):
-        again.answer("seal", "site-2")
-
-
-def test_the_next_attempt_may_be_sealed(scheme):
-    before = Cohort(make_plan(scheme=scheme)).play_before("confirm")
-    again = Cohort(before.plan, context=make_context(attempt=2))
-    again.journals.update(before.journals)
-    again.parts = {site: again.new_part(site) for site in again.sites}
+@every_kind
+def test_an_attempt_that_was_lost_does_not_harm_the_next(kind):
+    lost = Cohort(plan_of(kind)).play_before("confirm")
+    again = lost.next_attempt()
     assert (again.play_all().integers == again.exact_sum(again.sites)).all()
 
 
-def test_the_journal_is_written_before_anything_is_sent(scheme):
-    cohort = Cohort(make_plan(scheme=scheme)).play_before("seal")
-    cohort.journals["site-0"].record("secure-sum/run/3/1/seal", bytes(32))
-    with pytest.raises(SealedTwice):
-        cohort.parts["site-0"].seal(cohort.inbox["site-0"], cohort.values["site-0"])
+@robust_kind
+def test_fewer_of_the_same_sites_sum_exactly_in_the_next_attempt(kind):
+    cohort = Cohort(plan_of(kind))
+    cohort.play_all()
+    fewer = cohort.next_attempt(count=4)
+    assert (fewer.play_all().integers == fewer.exact_sum(fewer.sites)).all()
 
 
-def test_without_room_for_an_upload_the_sum_is_over(scheme, tmp_path):
-    cohort = Cohort(make_plan(scheme=scheme, dimension=CHUNK_COORDINATES + 1))
+@every_kind
+def test_a_site_that_lost_what_it_keeps_takes_part_in_the_next_attempt(kind):
+    cohort = Cohort(plan_of(kind))
+    cohort.play_all()
+    again = cohort.next_attempt()
+    fresh = Cohort(cohort.plan)
+    again.key_stores["site-1"] = fresh.key_stores["site-1"]
+    again.restart("site-1")
+    assert (again.play_all().integers == again.exact_sum(again.sites)).all()
+
+
+@every_kind
+def test_frames_fit_the_exchange(kind):
+    cohort = Cohort(plan_of(kind, dimension=MULTIPART))
+    cohort.play_all()
+    assert max(len(frame) for _, _, frame in cohort.received) <= 512 * 1024
+    assert max(len(frame) for _, _, frames in cohort.told for frame in frames) <= 512 * 1024
+
+
+@every_kind
+def test_without_room_for_an_upload_the_sum_is_over(kind, tmp_path):
+    cohort = Cohort(plan_of(kind, dimension=MULTIPART))
     cohort.coordinator = coordinator_part(
         cohort.plan, context=cohort.context, keys=cohort.keys, spool_folder=tmp_path / "gone"
     )
@@ -216,8 +224,9 @@ def test_without_room_for_an_upload_the_sum_is_over(scheme, tmp_path):
         cohort.deliver("seal", "site-0", upload)
 
 
-def test_a_sum_given_up_in_mid_upload_leaves_no_file_open(scheme):
-    cohort = Cohort(make_plan(scheme=scheme, dimension=CHUNK_COORDINATES + 1)).play_before("seal")
+@every_kind
+def test_a_sum_given_up_in_mid_upload_leaves_no_file_open(kind):
+    cohort = Cohort(plan_of(kind, dimension=MULTIPART)).play_before("seal")
     before = len(os.listdir("/proc/self/fd"))
     cohort.deliver("seal", "site-0", cohort.answer("seal", "site-0")[:1])
     assert len(os.listdir("/proc/self/fd")) == before + 1
@@ -226,22 +235,31 @@ def test_a_sum_given_up_in_mid_upload_leaves_no_file_open(scheme):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_sixty_four_sites_sum_exactly_when_one_drops():
-    plan = make_plan(dimension=3, max_sites=64, threshold=43)
-    vectors = {f"s{number}": np.array([number / 64, -1.0, 1.0]) for number in range(64)}
-    result = run_secure_sum(plan, vectors, drop={"s63": "seal"})
-    assert result.values.tolist() == [62 * 63 / 2 / 64, -63.0, 63.0]
-
-
-def test_interleaved_uploads_take_the_memory_of_one_vector(scheme):
-    dimension = 8 * CHUNK_COORDINATES
-    cohort = Cohort(make_plan(scheme=scheme, dimension=dimension)).play_before("seal")
-    uploads = [[(site, chunk) for chunk in cohort.answer("seal", site)] for site in cohort.sites]
+@robust_kind
+def test_interleaved_uploads_take_the_memory_of_one_vector(kind):
+    dimension = 6 * PART_COORDINATES
+    cohort = Cohort(plan_of(kind, count=3, dimension=dimension), count=3).play_before("seal")
+    uploads = [[(site, part) for part in cohort.answer("seal", site)] for site in cohort.sites]
     tracemalloc.start()
     for turn in zip(*uploads, strict=True):
-        for site, chunk in turn:
-            cohort.coordinator.absorb("seal", site, chunk)
+        for site, part in turn:
+            cohort.coordinator.absorb("seal", site, part)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # The sum itself was there before; a joining vector passes through one chunk at a time.
+    # The sum itself was there before; a joining vector passes through one part at a time.
     assert peak < 4 * dimension / 2
+
+
+@pytest.mark.parametrize("kind", ["mask", "plain"])
+@pytest.mark.parametrize("bits", [8, 16, 29])
+def test_bytes_follow_from_the_bits_that_the_plan_asks_for(kind, bits):
+    cohort = Cohort(plan_of(kind, dimension=100_000, value_bits=bits)).play_before("seal")
+    sealed = sum(map(len, cohort.answer("seal", "site-0")))
+    assert sealed <= 1.01 * 100_000 * (bits + 3) / 8
+
+
+@every_kind
+@pytest.mark.parametrize(("count", "bits"), [(5, 30), (4, 31), (60, 27)])
+def test_more_sites_than_the_modulus_has_room_for_are_refused_by_the_plan(kind, count, bits):
+    with pytest.raises(ValueError, match=f"the sum of {count} sites would wrap"):
+        plan_of(kind, count=count, value_bits=bits)

@@ -4,11 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from privacy.secagg.coordinator import MOST_FRAME_BYTES
 from privacy.secagg.errors import MessageRefused
-from privacy.secagg.messages import MAX_CONTROL_BYTES, encode_sites
+from privacy.secagg.messages import encode_sites
 from privacy.secagg.protocol import LEGS
 from tests.privacy.secagg_cohort import (
     Cohort,
+    framed,
     hellos_of,
     make_context,
 )
@@ -19,6 +21,7 @@ OTHER_SUMS = [
     {"attempt": 2},
     {"plan_digest": bytes(31) + b"\1"},
     {"model": "n"},
+    {"group": 1},
 ]
 
 
@@ -38,14 +41,14 @@ def test_a_hello_of_another_sum_is_refused_by_the_sites(other):
         "site-3": hellos_of(Cohort(context=make_context(**other)))["site-3"]
     }
     with pytest.raises(MessageRefused, match='leg "hello", site "site-3": the signature is not'):
-        here.parts["site-0"].share(encode_sites(hellos))
+        here.answer("share", "site-0", framed(encode_sites(hellos)))
 
 
 @pytest.mark.parametrize("other", OTHER_SUMS)
 def test_shares_of_another_sum_do_not_open(other):
     elsewhere = Cohort(context=make_context(**other)).play_before("seal")
     here = Cohort().play_before("seal")
-    with pytest.raises(MessageRefused, match="do not open here"):
+    with pytest.raises(MessageRefused, match="does not open here"):
         here.answer("seal", "site-0", elsewhere.inbox["site-0"])
 
 
@@ -60,7 +63,7 @@ def test_confirmations_of_another_sum_release_nothing(other):
 @pytest.mark.parametrize("leg", LEGS)
 def test_a_message_signed_with_another_identity_is_refused(leg):
     cohort = Cohort().play_before(leg)
-    body = cohort.answer(leg, "site-1")[0][64:]
+    body = cohort.answer(leg, "site-1")[0][72:]
     forged = cohort.sign(leg, "site-1", body, signer="site-7")
     with pytest.raises(MessageRefused, match=f'leg "{leg}", site "site-1": the signature is not'):
         cohort.deliver(leg, "site-1", [forged])
@@ -96,14 +99,14 @@ def test_bytes_that_a_site_signed_but_are_no_message_are_refused(leg, body):
 def test_bytes_from_the_coordinator_that_are_no_message_are_refused(leg, message):
     cohort = Cohort().play_before(leg)
     with pytest.raises(MessageRefused):
-        cohort.answer(leg, "site-1", message)
+        cohort.answer(leg, "site-1", [message])
 
 
-@pytest.mark.parametrize("leg", ["hello", "share", "confirm", "release"])
-def test_an_oversized_message_is_refused_unread(leg):
+@pytest.mark.parametrize("leg", LEGS)
+def test_an_oversized_frame_is_refused_unread(leg):
     cohort = Cohort().play_before(leg)
-    with pytest.raises(MessageRefused, match=f"at most {MAX_CONTROL_BYTES}"):
-        cohort.deliver(leg, "site-1", [bytes(MAX_CONTROL_BYTES + 1)])
+    with pytest.raises(MessageRefused, match=f"at most {MOST_FRAME_BYTES}"):
+        cohort.deliver(leg, "site-1", [bytes(MOST_FRAME_BYTES + 1)])
 
 
 def test_an_unknown_leg_or_site_is_refused():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from privacy.secagg.key_store import MemoryKeyStore
 from privacy.secagg.secure_sum import MemoryJournal, coordinator_part, site_part
 from tests.privacy.secagg_cohort import (
     IDENTITIES,
@@ -32,6 +33,7 @@ def test_a_threshold_of_two_thirds_is_refused_by_both_sides():
             identity=IDENTITIES["site-0"],
             keys=keys,
             journal=MemoryJournal(),
+            key_store=MemoryKeyStore(),
         )
 
 
@@ -45,6 +47,7 @@ def test_a_site_refuses_keys_that_do_not_hold_its_own():
             identity=IDENTITIES["site-0"],
             keys=keys,
             journal=MemoryJournal(),
+            key_store=MemoryKeyStore(),
         )
 
 
@@ -77,6 +80,11 @@ def test_identity_keys_that_are_not_sound_are_refused(change, why):
         {"value_range": 0.0},
         {"value_range": float("inf")},
         {"scheme": "trust-me"},
+        {"value_bits": 1},
+        {"value_bits": 30},
+        {"key_holder": "site-0"},
+        {"key_bits": 2048},
+        {"key_bits": 10_000},
     ],
 )
 def test_a_plan_out_of_bounds_is_refused(change):

@@ -23,6 +23,7 @@ from participant.client_app import HOME_KEY
 from participant.client_app import app as client_app
 from participant.config import load_site
 from sims.grid import InProcessGrid
+from sims.scenario import Scenario
 from sims.site_home import make_site_home, put_data
 from tests.sims.small_federation import SITES, small_scenario
 
@@ -31,10 +32,17 @@ _names = itertools.count(1)
 
 
 class DrivenFederation:
-    """The four sites and their coordinator, before anybody drives the run."""
+    """The sites of a scenario and their coordinator, before anybody drives the run; by default the four small sites."""
 
-    def __init__(self, folder: Path, *, sites: tuple[str, ...] = SITES, **changes: Any) -> None:
-        self.scenario = small_scenario(folder / "scenario", sites=sites, **changes)
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sites: tuple[str, ...] = SITES,
+        scenario: Scenario | None = None,
+        **changes: Any,
+    ) -> None:
+        self.scenario = scenario or small_scenario(folder / "scenario", sites=sites, **changes)
         self.folder = folder
         self.home = CoordinatorHome(folder=folder / "coordinator")
         config = CoordinatorConfig(gateway_port=1, exchange_port=1, enrolment_port=1)
@@ -49,7 +57,7 @@ class DrivenFederation:
         self.ledger.runs.request(
             RUN_ID, spec=self.scenario.spec.to_json(), rounds=self.scenario.spec.rounds
         )
-        self.nodes = {site: number for number, site in enumerate(sites, start=2)}
+        self.nodes = {site: number for number, site in enumerate(self.scenario.train, start=2)}
         for site, node_id in self.nodes.items():
             make_site_home(
                 self.site_home(site),

@@ -1,6 +1,5 @@
 """A grid on which some nodes do what a test says; all others run the real app."""
 
-import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -10,11 +9,13 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 
 from coordinator.wire.channel import SessionTicket
 from coordinator.wire.connect import open_channel
+from coordinator.wire.groups import group_context, group_of, group_sum
 from coordinator.wire.plan import verify_plan
 from coordinator.wire.records import RoundTask, decode_task, encode_outcome
 from participant.client_app import app as client_app
 from participant.identity import load_signing_key, open_home
-from privacy.secagg.protocol import LEGS, SumContext
+from privacy.secagg.key_store import MemoryKeyStore
+from privacy.secagg.protocol import LEGS
 from privacy.secagg.secure_sum import MemoryJournal, site_part
 from sims.grid import InProcessGrid
 from tests.coordinator.scripted_sites import ScriptedSite
@@ -55,19 +56,15 @@ def quits_before(leg: str, federation: DrivenFederation, site: str) -> Script:
     def script(task: RoundTask) -> None:
         plan = verify_plan(task.plan, federation.key.public_key())
         ticket = SessionTicket(session_id=plan.session_id, endpoint=site, ticket=task.ticket)
+        group = group_of(plan, site)
         part = site_part(
-            plan.secure_sum,
+            group_sum(plan, group),
             site=site,
-            context=SumContext(
-                run_id=plan.run_id,
-                round=plan.round,
-                attempt=plan.attempt,
-                plan_digest=hashlib.sha256(task.plan.payload).digest(),
-                model=plan.base_model,
-            ),
+            context=group_context(plan, task.plan.payload, group),
             identity=load_signing_key(open_home(federation.site_home(site))),
-            keys=task.keys,
+            keys={name: task.keys[name] for name in plan.groups[group]},
             journal=MemoryJournal(),
+            key_store=MemoryKeyStore(),
         )
         values = np.zeros(plan.secure_sum.dimension)
         values[-2] = 0.5  # its weight

@@ -72,7 +72,7 @@ def test_an_existing_folder_is_never_written_to(invoke, tmp_path):
     ("arguments", "named"),
     [
         (["--rounds", "0", "--no-dp"], "rounds"),
-        (["--scheme", "rot13", "--no-dp"], "scheme"),
+        (["--secure-sum", "rot13", "--no-dp"], "scheme"),
         (["--epsilon", "-1"], "epsilon"),
         (["--epsilon", "nan"], "epsilon"),
     ],

@@ -1,0 +1,65 @@
+"""Words of a few bits, side by side, and back.
+
+The layout is made for whole vectors at a time: coordinates stand in 32 rows of equal length, the last ones zero, and row
+number i takes the bits from i * bits on of `bits` rows of 32-bit words, little endian, lowest bits first. Rows are packed
+and unpacked as a whole, so all memory is read and written in order.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROWS = 32
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that `count` words of `bits` bits take: count rounded up to a multiple of 32, times bits / 8."""
+    return 4 * bits * -(-count // ROWS)
+
+
+def pack(words: NDArray[np.uint32], bits: int) -> bytes:
+    """The lowest `bits` bits of every word, 1 to 32."""
+    _require_bits(bits)
+    length = -(-len(words) // ROWS)
+    rows = np.zeros((ROWS, length), dtype=np.uint32)
+    rows.reshape(-1)[: len(words)] = words
+    if bits < 32:
+        rows &= np.uint32((1 << bits) - 1)
+    packed = np.zeros((bits, length), dtype="<u4")
+    for row in range(ROWS):
+        target, shift = divmod(row * bits, 32)
+        packed[target] |= rows[row] << np.uint32(shift)
+        if shift + bits > 32:
+            packed[target + 1] |= rows[row] >> np.uint32(32 - shift)
+    return packed.tobytes()
+
+
+def unpack(packed: bytes | memoryview, bits: int, count: int) -> NDArray[np.uint32]:
+    """The words that `pack` was given, modulo 2**bits.
+
+    Raises:
+        ValueError: of another length than `count` words take, or with other than zeros behind the last word.
+    """
+    _require_bits(bits)
+    if len(packed) != packed_bytes(count, bits):
+        raise ValueError(
+            f"{len(packed)} bytes, expected {packed_bytes(count, bits)} for {count} words of {bits} bits"
+        )
+    length = -(-count // ROWS)
+    source = np.frombuffer(packed, dtype="<u4").reshape(bits, length)
+    rows = np.empty((ROWS, length), dtype=np.uint32)
+    for row in range(ROWS):
+        origin, shift = divmod(row * bits, 32)
+        np.right_shift(source[origin], np.uint32(shift), out=rows[row])
+        if shift + bits > 32:
+            rows[row] |= source[origin + 1] << np.uint32(32 - shift)
+    if bits < 32:
+        rows &= np.uint32((1 << bits) - 1)
+    words = rows.reshape(-1)
+    if words[count:].any():
+        raise ValueError("bits are set behind the last word")
+    return words[:count]
+
+
+def _require_bits(bits: int) -> None:
+    if not 1 <= bits <= 32:
+        raise ValueError(f"Expected 1 <= bits={bits} <= 32.")
