@@ -33,7 +33,11 @@ def pack(words: NDArray[np.uint32], bits: int) -> bytes:
     return packed.tobytes()
 
 
-def unpack(packed: bytes | memoryview, bits: int, count: int) -> NDArray[np.uint32]:
+def unpack(
+    packed: bytes | memoryview,
+    bits: int,
+    count: int,
+) -> NDArray[np.uint32]:
     """The words that `pack` was given, modulo 2**bits.
 
     Raises:
@@ -58,6 +62,34 @@ def unpack(packed: bytes | memoryview, bits: int, count: int) -> NDArray[np.uint
     if words[count:].any():
         raise ValueError("bits are set behind the last word")
     return words[:count]
+
+
+def add_packed(total: NDArray[np.uint32], packed: bytes | memoryview, bits: int) -> None:
+    """Add packed words to a running sum modulo 2**bits, in place, without unpacking them first.
+
+    Only the lowest `bits` bits of the sum mean anything: the others are not cleared.
+
+    Args:
+        total: whole words, their number a multiple of 32.
+        packed: as many words of `bits` bits.
+        bits: 1 to 32.
+
+    Raises:
+        ValueError: another length.
+    """
+    _require_bits(bits)
+    if len(total) % ROWS or len(packed) != packed_bytes(len(total), bits):
+        raise ValueError(f"{len(packed)} bytes for {len(total)} words of {bits} bits")
+    rows = total.reshape(ROWS, -1)
+    source = np.frombuffer(packed, dtype="<u4").reshape(bits, -1)
+    piece = np.empty_like(rows[0])
+    for row, sums in enumerate(rows):
+        origin, shift = divmod(row * bits, 32)
+        np.right_shift(source[origin], np.uint32(shift), out=piece)
+        np.add(sums, piece, out=sums)
+        if shift + bits > 32:
+            np.left_shift(source[origin + 1], np.uint32(32 - shift), out=piece)
+            np.add(sums, piece, out=sums)
 
 
 def _require_bits(bits: int) -> None:

@@ -7,6 +7,7 @@ coordinate by coordinate). SEAL transforms; numpy adds and multiplies residues.
 import functools
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import tenseal.sealapi as seal
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 
 from privacy.ckks.seal import Layout, context, primes
 from privacy.packing import pack, packed_bytes, unpack
-from privacy.randomness import Random
 
 Residues = NDArray[np.uint64]
 SMALL_BITS = 30
@@ -31,6 +31,13 @@ class RingShape:
     """n, a power of two."""
     primes: int
     """How many, each of PRIME_BITS bits."""
+
+
+class Words(Protocol):
+    """Where uniform polynomials come from: a source of randomness, or a key stream."""
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """The next `count` uniform 64-bit words, in an array of the caller's own."""
 
 
 class Ring:
@@ -80,12 +87,16 @@ class Ring:
             raise ValueError("The seed does not give enough residues.")
         return kept
 
-    def uniform(self, random: Random) -> Residues:
-        """A uniform polynomial of this party's own."""
+    def uniform(self, source: Words, length: int | None = None) -> Residues:
+        """Independent uniform residues [primes, length], length n by default: the lowest bits of the source's words.
+
+        A candidate that is not below its prime is replaced by the next word, in order: a stream gives one polynomial.
+        """
         mask = np.uint64((1 << PRIME_BITS) - 1)
-        residues = random.words(self._words).reshape(self.shape.primes, -1) & mask
+        shape = (self.shape.primes, length or self.shape.degree)
+        residues = source.words(shape[0] * shape[1]).reshape(shape) & mask
         while (wrong := residues >= self._column).any():
-            residues[wrong] = random.words(int(wrong.sum())) & mask
+            residues[wrong] = source.words(int(wrong.sum())) & mask
         return residues
 
     def residues(self, integers: NDArray[np.int64]) -> Residues:
@@ -111,16 +122,21 @@ class Ring:
 
     def add(self, one: Residues, other: Residues) -> Residues:
         """Sum, in either form."""
-        return (one + other) % self._column
+        return self._once_reduced(one + other)
 
     def accumulate(self, total: Residues, other: Residues) -> None:
         """Add to a running sum, in place."""
         np.add(total, other, out=total)
-        np.remainder(total, self._column, out=total)
+        np.minimum(total, total - self._column, out=total)
 
     def subtract(self, one: Residues, other: Residues) -> Residues:
         """Difference, in either form."""
-        return (one + (self._column - other)) % self._column
+        return self._once_reduced(one + (self._column - other))
+
+    def _once_reduced(self, sums: Residues) -> Residues:
+        """Numbers below two primes, modulo the prime: what would fall below zero wraps around and is the larger one."""
+        reduced: Residues = np.minimum(sums, sums - self._column)
+        return reduced
 
     def multiply(self, one: Residues, other: Residues) -> Residues:
         """Product of polynomials in transformed form, or of residues by coordinate.
@@ -143,7 +159,9 @@ class Ring:
         return self.multiply(residues, np.broadcast_to(column, residues.shape))
 
     def lifted(self, residues: Residues) -> NDArray[np.float64]:
-        """Coefficients [n] as real numbers in (-q/2, q/2], within 2**-51 of q; exact for one prime.
+        """Coefficients [n] as real numbers in (-q/2, q/2), within 2**-51 of q; exact for one prime.
+
+        Within a prime of -q/2 and q/2 the sign may be the other one: no sum reaches so far.
 
         Chinese remainders by Garner: x = r_0 + p_0 * ((r_1 - r_0) / p_0 modulo p_1).
         """

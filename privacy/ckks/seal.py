@@ -80,7 +80,7 @@ def context(
     made = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
     if not made.parameters_set():
         raise ValueError(
-            f"SEAL refuses a ring of degree={degree}: {made.parameter_error_message()}."
+            f"SEAL refuses a ring of degree={degree}: {made.parameters_error_message()}."
         )
     return made
 

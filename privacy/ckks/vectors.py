@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privacy.ckks.parameters import ERROR_DEVIATION, SumSizes
-from privacy.ckks.ring import Residues, Ring
+from privacy.ckks.ring import Residues, Ring, Words
 from privacy.dp.noise import DiscreteGaussian
 from privacy.randomness import Random
 
@@ -114,7 +114,7 @@ def encrypted(
 
 
 def opening(
-    blocks: Blocks, sizes: SumSizes, *, key: Residues, seed: bytes, random: Random | None
+    blocks: Blocks, sizes: SumSizes, *, key: Residues, seed: bytes, random: Words | None
 ) -> Iterator[Residues]:
     """The polynomials a * key, flooded where the sizes say so.
 
@@ -161,7 +161,7 @@ def _products(blocks: Blocks, key: Residues, seed: bytes) -> Iterator[tuple[int,
             yield number, product[:, : blocks.length(number)]
 
 
-def _uniform(count: int, exponent: int, random: Random) -> NDArray[np.int64]:
+def _uniform(count: int, exponent: int, random: Words) -> NDArray[np.int64]:
     """Integers uniform in [-2**exponent, 2**exponent), exponent <= 62."""
     words = random.words(count) >> np.uint64(63 - exponent)
     return words.view(np.int64) - (1 << exponent)

@@ -3,9 +3,11 @@
 The key comes from the two sites' channel keys (X25519, fresh for every sum) by HKDF, bound to roster, dealer and recipient.
 """
 
+from collections.abc import Mapping
+
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from privacy.secagg.envelopes import NONCE_BYTES, agree, decrypt, encrypt
+from privacy.secagg.envelopes import NONCE_BYTES, Scope, agree, decrypt, encrypt
 from privacy.secagg.errors import MessageRefused
 from privacy.secagg.schemes import Roster
 
@@ -54,16 +56,25 @@ class Channel:
                 "roster. Nothing was sealed.",
             ) from error
 
+    def agreed(self, peer: str, *, roster: Roster, label: str, scope: Scope) -> bytes:
+        """32 secret bytes that this site and the peer form alike, for one purpose in one scope.
+
+        Raises:
+            MessageRefused: naming the peer, whose channel key is unusable.
+        """
+        pair = (min(self._site, peer), max(self._site, peer))
+        return self._agreed(roster.public[peer], peer=peer, label=label, scope=scope, pair=pair)
+
     def _shared(self, roster: Roster, *, peer: str, pair: tuple[str, str]) -> bytes:
+        return self._agreed(
+            roster.public[peer], peer=peer, label="box", scope=roster.scope, pair=pair
+        )
+
+    def _agreed(
+        self, public: bytes, *, peer: str, label: str, scope: Scope, pair: tuple[str, str]
+    ) -> bytes:
         try:
-            return agree(
-                self._key,
-                roster.public[peer][CHANNEL],
-                label="box",
-                scope=roster.scope,
-                pair=pair,
-                size=32,
-            )
+            return agree(self._key, public[CHANNEL], label=label, scope=scope, pair=pair, size=32)
         except ValueError as error:
             raise MessageRefused(
                 site=peer, leg="hello", reason="its channel key is unusable."
@@ -80,3 +91,14 @@ def require_channel_key(site: str, key: bytes) -> None:
         raise MessageRefused(
             site=site, leg="hello", reason="a key that is not in its only encoding."
         )
+
+
+def require_distinct_channels(publics: Mapping[str, bytes]) -> None:
+    """Raise MessageRefused for a channel key that two sites use: its owner would count twice."""
+    seen: set[bytes] = set()
+    for site, public in publics.items():
+        if public[CHANNEL] in seen:
+            raise MessageRefused(
+                site=site, leg="hello", reason="a channel key that another site uses."
+            )
+        seen.add(public[CHANNEL])

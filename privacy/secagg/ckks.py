@@ -5,18 +5,23 @@
    deals it t-of-n: a new epoch.
 3. seal: the vector, encrypted under the site's own key with the public polynomials of this sum.
 4. release: the share of the sum of the survivors' keys, weighted for exactly the sites that are asked, times the public
-   polynomials, plus flooding. The count of opened sums is stored before a byte of it leaves.
+   polynomials, plus flooding, plus a share of zero (`zero_shares`: without it, flooding would not hide what it covers). The
+   count of opened sums is stored before a byte of it leaves.
 
 What is released is a function of the names that the sites signed: no ciphertext is ever handed to a site. The coordinator
 adds what all helpers released to the sum of ciphertexts; it never learns a key or a sum of keys. A helper that does not
-answer spoils the weights, so the others are asked again, for the same survivors.
+answer spoils weights and shares of zero, so the others are asked again, for the same survivors, which counts as one more
+opening. What a helper gives cannot be checked: a wrong polynomial makes the sum wrong, mostly beyond what it could reach.
 
-A key store that is rolled back forgets openings: the flooding then covers more sums than `MOST_OPENINGS`, each by as many
-bits as before. A new epoch starts the count anew.
+A key store that is rolled back forgets openings. Every site therefore counts on from the largest count that any site of
+the roster claims. If all stores are rolled back, the flooding covers as many more sums as were forgotten, each by as many
+bits as before: after k times `MOST_OPENINGS` sums, half of log2(k) bits of statistical security are lost. A store that is
+rolled back to another epoch, or lost, leads to a new epoch.
 """
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +43,7 @@ from privacy.secagg.key_epoch import (
 from privacy.secagg.key_store import KeyStore
 from privacy.secagg.messages import PART_BYTES
 from privacy.secagg.plan import SumPlan
+from privacy.secagg.protocol import COORDINATOR
 from privacy.secagg.ring_sum import (
     RingSum,
     polynomial_seed,
@@ -46,6 +52,7 @@ from privacy.secagg.ring_sum import (
     sum_of_shares,
 )
 from privacy.secagg.schemes import Roster
+from privacy.secagg.zero_shares import ZeroShares
 
 CLAIM = struct.Struct(f">{DIGEST_BYTES}sIB")
 """Digest of the epoch that a site holds, zeros if none; sums opened in it; its threshold."""
@@ -72,7 +79,7 @@ class CkksSite:
         self.sealed_parts = self.disclosure_parts = self._blocks.parts
         self._random = OsRandom()
         self._channel = Channel(site)
-        self._epoch = read_epoch(key_store.load())
+        self._epoch = read_epoch(key_store.load(), member=site)
 
     def public(self) -> bytes:
         """The channel key, and which epoch is held here."""
@@ -87,6 +94,7 @@ class CkksSite:
         self._is_new = not epoch_continues(roster.public, self._plan.threshold)
         if not self._is_new:
             self._require_served(roster)
+            self._epoch = self._held_epoch().counted_from(_most_opened(roster.public))
             return dict.fromkeys(roster.sites, b"")
         self._key = new_key(RING, self._random)
         points = [roster.point(site) for site in roster.sites]
@@ -105,6 +113,8 @@ class CkksSite:
         """Take what the others dealt, which begins an epoch, and encrypt under the own key."""
         if self._is_new:
             self._begin_epoch(boxes)
+        else:
+            _require_empty(boxes)
         polynomials = encrypted(
             self._blocks,
             self._sizes,
@@ -118,20 +128,29 @@ class CkksSite:
     def disclose(
         self, survivors: Sequence[str], responders: Sequence[str], relayed: Iterator[bytes]
     ) -> Iterator[bytes]:
-        """The weighted share of the sum of keys, times the public polynomials, flooded; counted before it is given."""
-        self._epoch = self._held_epoch().once_more()
-        self._store.store(self._epoch.to_bytes())
-        points = self._epoch.points
+        """The weighted share of the sum of keys, times the public polynomials, flooded, plus a share of zero.
+
+        Counted and stored before any of it is given.
+        """
+        epoch = self._count_once_more()
+        points = epoch.points
         share = sharing.weighted(
             RING,
-            sum_of_shares(RING, self._epoch.shares, survivors),
+            sum_of_shares(RING, epoch.shares, survivors),
             point=points[self._site],
             points=[points[site] for site in responders],
         )
-        seed = polynomial_seed(self._roster)
-        return self._blocks.pack(
-            opening(self._blocks, self._sizes, key=share, seed=seed, random=self._random)
+        zero_shares = ZeroShares(
+            RING,
+            self._channel,
+            roster=self._roster,
+            site=self._site,
+            survivors=survivors,
+            responders=responders,
         )
+        seed = polynomial_seed(self._roster)
+        openings = opening(self._blocks, self._sizes, key=share, seed=seed, random=self._random)
+        return self._blocks.pack(map(zero_shares.added_to, openings))
 
     def _begin_epoch(self, boxes: Mapping[str, bytes]) -> None:
         for dealer, box in boxes.items():
@@ -147,6 +166,26 @@ class CkksSite:
             shares=self._held,
         )
         self._store.store(self._epoch.to_bytes())
+
+    def _count_once_more(self) -> KeyEpoch:
+        """The epoch with one more opening, once that is stored: beside what other sums have counted in the meantime."""
+        held = self._held_epoch()
+        stored = read_epoch(self._store.load(), member=self._site)
+        if stored is None or stored.digest != held.digest:
+            self._refuse("another sum has begun a new key epoch")
+        counted = held.counted_from(stored.opened)
+        if counted.opened >= MOST_OPENINGS:
+            self._refuse(f"{counted.opened} sums were opened in this key epoch, and no more may be")
+        self._epoch = counted.once_more()
+        self._store.store(self._epoch.to_bytes())
+        return self._epoch
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise MessageRefused(
+            site=COORDINATOR,
+            leg="release",
+            reason=f'at site "{self._site}": {reason}. Nothing was released.',
+        )
 
     def _held_epoch(self) -> KeyEpoch:
         if self._epoch is None:
@@ -213,19 +252,36 @@ class CkksCoordinator(RingSum):
         """Sums opened so far in the epoch, this one included, as the sites told it."""
         if not epoch_continues(self._roster.public, self._threshold):
             return {"key_epoch_decryptions": 1.0}
-        return {
-            "key_epoch_decryptions": 1.0 + max(claim[1] for claim in _claims(self._roster.public))
-        }
+        return {"key_epoch_decryptions": 1.0 + _most_opened(self._roster.public)}
 
 
 def epoch_continues(publics: Mapping[str, bytes], threshold: int) -> bool:
-    """Whether all sites claim the same key epoch, of this threshold and with openings left; otherwise all deal anew."""
-    claims = _claims(publics)
-    held = {(digest, shares) for digest, _, shares in claims}
-    is_one = len(held) == 1 and held != {(NO_EPOCH, threshold)} and (claims[0][2] == threshold)
-    return is_one and max(opened for _, opened, _ in claims) < MOST_OPENINGS
+    """Whether all sites claim the same key epoch, of this threshold and with openings left; otherwise all deal anew.
+
+    A sum may be opened several times, each time with fewer helpers: there must be openings left for all of them.
+    """
+    held = {(digest, shares) for digest, _, shares in _claims(publics)}
+    if len(held) != 1 or held == {(NO_EPOCH, threshold)} or min(held)[1] != threshold:
+        return False
+    largest_use = len(publics) - threshold + 1
+    return _most_opened(publics) + largest_use <= MOST_OPENINGS
+
+
+def _most_opened(publics: Mapping[str, bytes]) -> int:
+    return max(opened for _, opened, _ in _claims(publics))
 
 
 def _claims(publics: Mapping[str, bytes]) -> list[tuple[bytes, int, int]]:
     """Digest, openings and threshold that each site claims."""
     return [CLAIM.unpack_from(public, 32) for public in publics.values()]
+
+
+def _require_empty(boxes: Mapping[str, bytes]) -> None:
+    """Raise if a site deals keys within an epoch."""
+    for dealer, box in boxes.items():
+        if box:
+            raise MessageRefused(
+                site=dealer,
+                leg="share",
+                reason="it deals keys although all sites hold the same key epoch. Nothing was sealed.",
+            )

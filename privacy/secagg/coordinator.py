@@ -99,8 +99,12 @@ class Coordinator:
         self._open_leg = None
         self._spool.close()
         needed = self._needed(leg)
-        if len(present) < needed:
-            raise QuorumLost(leg=leg, present=present, needed=needed)
+        holder = self._plan.key_holder
+        is_keyless = leg in ("hello", "share") and bool(holder) and holder not in present
+        if len(present) < needed or is_keyless:
+            raise QuorumLost(
+                leg=leg, present=present, needed=needed, lacking=holder if is_keyless else ""
+            )
         is_whole = present == self._asked
         self._asked = present
         self._received, self._totals = {}, {}

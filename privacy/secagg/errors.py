@@ -28,10 +28,20 @@ class MessageRefused(SecureSumError):  # noqa: N818 - named for what happened to
 class QuorumLost(SecureSumError):  # noqa: N818 - named for what happened to the cohort
     """Too few sites are left to go on. Nothing was opened; start a new attempt with new masks."""
 
-    def __init__(self, *, leg: str, present: tuple[str, ...], needed: int) -> None:
+    def __init__(
+        self,
+        *,
+        leg: str,
+        present: tuple[str, ...],
+        needed: int,
+        lacking: str = "",
+        dealer: str = "",
+    ) -> None:
+        who = f' and "{lacking}", which makes the key,' if lacking else ""
+        whose = f' that hold shares of site "{dealer}"' if dealer else ""
         super().__init__(
-            f'Secure sum, leg "{leg}": {len(present)} sites left ({", ".join(present) or "none"}), '
-            f"{needed} needed. Nothing was opened; start a new attempt when more sites are online."
+            f'Secure sum, leg "{leg}": {len(present)} sites{whose} left ({", ".join(present) or "none"}), '
+            f"{needed}{who} needed. Nothing was opened; start a new attempt when more sites are online."
         )
         self.leg = leg
         self.present = present

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy.packing import pack, packed_bytes, unpack
+from privacy.packing import ROWS, add_packed, pack, packed_bytes, unpack
 from privacy.secagg.errors import MessageRefused
 
 PART_COORDINATES = 120 * 1024
@@ -30,8 +30,11 @@ class IntegerParts:
         """The parts of a vector [dimension], of which the lowest `bits` bits count."""
         return (pack(vector[self._range(index)], self.bits) for index in range(self.count))
 
-    def require_length(self, site: str, index: int, part: memoryview) -> None:
-        """Raise MessageRefused unless the part is as long as it must be."""
+    def require(self, site: str, index: int, part: memoryview) -> None:
+        """Raise MessageRefused unless the part is one that `cut` could have given; any bits of a whole part are."""
+        if self._length(index) % ROWS:
+            self.read(site, index, part)
+            return
         expected = packed_bytes(self._length(index), self.bits)
         if len(part) != expected:
             raise MessageRefused(
@@ -52,9 +55,12 @@ class IntegerParts:
             raise MessageRefused(site=site, leg="seal", reason=f"part {index}: {error}.") from error
 
     def add(self, total: NDArray[np.uint32], site: str, index: int, part: memoryview) -> None:
-        """Add one part to the running sum [dimension], in place."""
+        """Add one part to the running sum [dimension], of which the lowest `bits` bits count, in place."""
         block = total[self._range(index)]
-        np.add(block, self.read(site, index, part), out=block)
+        if len(block) % ROWS == 0:
+            add_packed(block, part, self.bits)
+        else:
+            np.add(block, self.read(site, index, part), out=block)
 
     def _range(self, index: int) -> slice:
         return slice(index * PART_COORDINATES, (index + 1) * PART_COORDINATES)

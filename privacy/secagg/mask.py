@@ -3,11 +3,14 @@
 Every site draws, for one sum: a channel key pair and a mask key pair (X25519), and a random self seed.
 
 1. hello: both public keys and a commitment to the self seed.
-2. share: the self seed and the private mask key, each split t-of-n; every site gets its pair of shares encrypted under
-   a key that only dealer and recipient can form, with commitments to both shares.
+2. share: the self seed and the private mask key, each split; every holder gets its pair of shares encrypted under a key
+   that only dealer and recipient can form, with commitments to both shares.
 3. seal: the vector plus a stream from the self seed, plus (towards later names) or minus (towards earlier names) one
-   stream per other site that shared, from HKDF of the two mask keys. Pairwise streams cancel in the sum.
-4. release: for every survivor the share of its self seed, for everybody else the share of its mask key.
+   stream per pair with another site that shared, from HKDF of the two mask keys. Pairwise streams cancel in the sum.
+4. release: of every survivor whose shares it holds, the share of its self seed; of everybody else, of its mask key.
+
+Holders and pairs are all sites, or about a hundred for each in a large cohort (`neighbours`). If too few holders of one
+site's shares are left, the attempt ends and nothing is opened.
 
 The coordinator restores the survivors' self seeds and takes their streams off; it restores the mask keys of those who
 shared but did not seal, and takes off the streams that did not cancel. It never holds both secrets of one site: then it
@@ -18,7 +21,8 @@ Not hidden: which sites took part. Not checked: what is in a vector; only the su
 
 import hmac
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from itertools import islice
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -27,9 +31,10 @@ from numpy.typing import NDArray
 from privacy.secagg import shamir
 from privacy.secagg.boxes import LOCK_BYTES, Channel, require_channel_key
 from privacy.secagg.envelopes import Scope, agree, bind, stretch
-from privacy.secagg.errors import MessageRefused
+from privacy.secagg.errors import MessageRefused, QuorumLost
 from privacy.secagg.integer_parts import IntegerParts
 from privacy.secagg.masking import KEY_BYTES, apply_streams
+from privacy.secagg.neighbours import NEIGHBOURS, NUMBER_BYTES, Neighbourhoods
 from privacy.secagg.plan import SumPlan
 from privacy.secagg.schemes import Roster
 
@@ -45,10 +50,11 @@ class MaskSite:
     disclosure_parts = 1
     asks_all = False
 
-    def __init__(self, plan: SumPlan, site: str) -> None:
+    def __init__(self, plan: SumPlan, site: str, *, neighbours: int = NEIGHBOURS) -> None:
         self._parts = IntegerParts(dimension=plan.dimension, bits=plan.encoding.modulus_bits)
         self.sealed_parts = self._parts.count
         self._threshold = plan.threshold
+        self._neighbours = neighbours
         self._site = site
         self._channel = Channel(site)
         self._mask_scalar = _new_scalar()
@@ -67,19 +73,23 @@ class MaskSite:
         )
 
     def deal(self, roster: Roster, integers: NDArray[np.int32]) -> dict[str, bytes]:
-        """Shares of both secrets, encrypted for each site; for itself only the commitments, the shares stay here."""
+        """Shares of both secrets, encrypted for each holder; for itself only the commitments, the shares stay here."""
         _require_distinct_keys(roster.public)
         self._roster = roster
         self._vector = integers.view(np.uint32)
+        self._rules = Neighbourhoods(
+            sites=len(roster.public), threshold=self._threshold, neighbours=self._neighbours
+        )
+        holders = self._rules.draw_holders(self._site, roster.sites)
         split = [
-            shamir.split(secret, threshold=self._threshold, count=len(roster.sites))
+            shamir.split(secret, threshold=self._rules.share_threshold, count=len(holders))
             for secret in (
                 int.from_bytes(self._self_seed, "big"),
                 int.from_bytes(self._mask_scalar, "little"),
             )
         ]
-        boxes = {}
-        for recipient, seed_share, key_share in zip(roster.sites, *split, strict=True):
+        boxes = dict.fromkeys(roster.sites, b"")
+        for recipient, seed_share, key_share in zip(holders, *split, strict=True):
             shares = seed_share.to_bytes(SCALAR_BYTES, "big") + key_share.to_bytes(
                 SCALAR_BYTES, "big"
             )
@@ -94,21 +104,23 @@ class MaskSite:
         return boxes
 
     def protect(self, boxes: Mapping[str, bytes]) -> Iterator[bytes]:
-        """Keep the shares that the others dealt, and mask the vector for exactly those others."""
+        """Keep the shares that others dealt to this site, and mask the vector for its pairs among all who shared."""
         for dealer, box in boxes.items():
-            self._held[dealer] = self._open_box(dealer, box)
+            if box or self._rules.is_complete:
+                self._held[dealer] = self._open_box(dealer, box)
         plus = [_self_stream(self._self_seed, self._roster.scope, self._site)]
         minus: list[bytes] = []
         for peer in boxes:
-            key = _pair_stream(self._mask_key, self._roster, own=self._site, peer=peer)
-            (plus if self._site < peer else minus).append(key)
+            key = _pair_stream(self._mask_key, self._roster, self._rules, own=self._site, peer=peer)
+            if key is not None:
+                (plus if self._site < peer else minus).append(key)
         apply_streams(self._vector, plus=plus, minus=minus)
         return self._parts.cut(self._vector)
 
     def disclose(
         self, survivors: Sequence[str], responders: Sequence[str], relayed: Iterator[bytes]
     ) -> Iterator[bytes]:
-        """One share of every site that shared, in the order of names: self seed of a survivor, else mask key."""
+        """One share of every site whose shares it holds, in the order of names: self seed of a survivor, else mask key."""
         shares = [
             self._held[dealer][:SCALAR_BYTES]
             if dealer in survivors
@@ -140,53 +152,71 @@ class MaskSite:
 
 
 class MaskCoordinator:
-    """Checks what sites send, and opens the sum from t disclosures."""
+    """Checks what sites send, and opens the sum from the disclosures."""
 
     disclosure_parts = 1
     asks_all = False
     largest_box = BOX_BYTES
 
-    def __init__(self, plan: SumPlan) -> None:
+    def __init__(self, plan: SumPlan, *, neighbours: int = NEIGHBOURS) -> None:
         self._encoding = plan.encoding
         self._parts = IntegerParts(dimension=plan.dimension, bits=self._encoding.modulus_bits)
         self.sealed_parts = self._parts.count
         self._total = np.zeros(plan.dimension, dtype=np.uint32)
         self._threshold = plan.threshold
-        self._public: dict[str, bytes] = {}
-        self._commitments: dict[tuple[str, str], bytes] = {}
+        self._neighbours = neighbours
+        self._keys: set[bytes] = set()
+        # Commitments by dealer and holder, holders in the order in which their shares were made.
+        self._dealt: dict[str, dict[str, bytes]] = {}
         self._disclosures: dict[str, dict[str, bytes]] = {}
 
     def require_public(self, site: str, public: bytes) -> None:
         """Two sound keys and a commitment that nobody else has sent: one bad hello would stop every site."""
-        _require_distinct_keys({**self._public, site: public})
-        for key in (public[:32], public[32:64]):
+        keys = _distinct_keys(site, public, self._keys)
+        for key in keys[:2]:
             require_channel_key(site, key)
-        self._public[site] = public
+        self._keys.update(keys)
 
     def require_boxes(self, site: str, boxes: Mapping[str, bytes], roster: Roster) -> None:
-        """Boxes of the right length; their commitments are kept."""
+        """As many boxes as there are holders, of the right length; their commitments are kept."""
+        self._roster = roster
+        self._rules = Neighbourhoods(
+            sites=len(roster.public), threshold=self._threshold, neighbours=self._neighbours
+        )
         for recipient, box in boxes.items():
-            expected = 64 if recipient == site else BOX_BYTES
-            if len(box) != expected:
+            expected = COMMITMENTS.stop if recipient == site else BOX_BYTES
+            is_spared = not (box or recipient == site or self._rules.is_complete)
+            if len(box) != expected and not is_spared:
                 raise MessageRefused(
                     site=site,
                     leg="share",
                     reason=f'{len(box)} bytes for site "{recipient}", expected {expected}.',
                 )
-        for recipient, box in boxes.items():
-            self._commitments[site, recipient] = box[COMMITMENTS]
-        self._roster = roster
+        dealt = {recipient: box[COMMITMENTS] for recipient, box in boxes.items() if box}
+        if len(dealt) != self._rules.holders:
+            raise MessageRefused(
+                site=site,
+                leg="share",
+                reason=f"shares for {len(dealt)} sites, expected {self._rules.holders}.",
+            )
+        self._dealt[site] = dealt
 
     def require_part(self, site: str, index: int, part: memoryview) -> None:
         """Masked coordinates are uniform: nothing but their number can be checked."""
-        self._parts.read(site, index, part)
+        self._parts.require(site, index, part)
 
     def add(self, site: str, index: int, part: memoryview) -> None:
         """Into the running sum."""
         self._parts.add(self._total, site, index, part)
 
     def begin_release(self, confirmed: Sequence[str]) -> Sequence[str]:
-        """Everybody."""
+        """Everybody, if enough holders of every site's shares are left.
+
+        Raises:
+            QuorumLost: of one site's, too few are. Nobody has been asked for a share yet.
+        """
+        for dealer in self._dealt:
+            self._helping(dealer, set(confirmed))
         return confirmed
 
     def relay(self, survivors: Sequence[str]) -> tuple[int, Iterator[bytes]]:
@@ -196,8 +226,8 @@ class MaskCoordinator:
     def require_disclosure(
         self, site: str, index: int, part: bytes, survivors: Sequence[str]
     ) -> None:
-        """One share of every dealer, each the one that was committed to."""
-        dealers = sorted({dealer for dealer, _ in self._commitments})
+        """One share of every dealer of which the site holds some, each the one that was committed to."""
+        dealers = [dealer for dealer in sorted(self._dealt) if site in self._dealt[dealer]]
         if len(part) != SCALAR_BYTES * len(dealers):
             raise MessageRefused(
                 site=site,
@@ -209,7 +239,7 @@ class MaskCoordinator:
             share = part[position * SCALAR_BYTES : (position + 1) * SCALAR_BYTES]
             kind, where = ("seed", slice(0, 32)) if dealer in survivors else ("key", slice(32, 64))
             found = _commitment(self._roster.scope, dealer, site, kind, share)
-            if not hmac.compare_digest(found, self._commitments[dealer, site][where]):
+            if not hmac.compare_digest(found, self._dealt[dealer][site][where]):
                 raise MessageRefused(
                     site=site,
                     leg="release",
@@ -225,14 +255,14 @@ class MaskCoordinator:
         self._disclosures[site] = shares
 
     def open(self, survivors: Sequence[str], responders: Sequence[str]) -> NDArray[np.int32]:
-        """Take off the survivors' self streams and the pair streams of those who shared but did not seal."""
-        helpers = responders[: self._threshold]
-        weights = shamir.weights_at_zero([self._roster.point(site) for site in helpers])
+        """Take off the survivors' self streams and the pair streams of those who shared but did not seal.
+
+        Raises:
+            QuorumLost: too few responders hold shares of one site.
+        """
         plus: list[bytes] = []
         minus: list[bytes] = []
-        for dealer in self._disclosures[helpers[0]]:
-            shares = [int.from_bytes(self._disclosures[site][dealer], "big") for site in helpers]
-            secret = shamir.combine(shares, weights)
+        for dealer, secret in self._secrets(set(responders)):
             if dealer in survivors:
                 seed = secret.to_bytes(SCALAR_BYTES, "big")
                 _require_dealt(_seed_commitment(seed) == self._roster.public[dealer][64:], dealer)
@@ -242,11 +272,35 @@ class MaskCoordinator:
             found = key.public_key().public_bytes_raw()
             _require_dealt(found == self._roster.public[dealer][32:64], dealer)
             for peer in survivors:
-                stream = _pair_stream(key, self._roster, own=dealer, peer=peer)
-                # The survivor added it if its name comes first.
-                (minus if peer < dealer else plus).append(stream)
+                stream = _pair_stream(key, self._roster, self._rules, own=dealer, peer=peer)
+                if stream is not None:
+                    # The survivor added it if its name comes first.
+                    (minus if peer < dealer else plus).append(stream)
         apply_streams(self._total, plus=plus, minus=minus)
         return self._encoding.signed(self._total)
+
+    def _secrets(self, responders: Set[str]) -> Iterator[tuple[str, int]]:
+        """Of every site that shared, the one secret of which shares were disclosed."""
+        weights: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for dealer in sorted(self._dealt):
+            helping = self._helping(dealer, responders)
+            points = tuple(helping.values())
+            if points not in weights:
+                weights[points] = shamir.weights_at_zero(points)
+            shares = [int.from_bytes(self._disclosures[site][dealer], "big") for site in helping]
+            yield dealer, shamir.combine(shares, weights[points])
+
+    def _helping(self, dealer: str, present: Set[str]) -> dict[str, int]:
+        """Holders of the dealer's shares that are present, as many as it takes, and the points of their shares."""
+        helping = {
+            site: point
+            for point, site in enumerate(self._dealt[dealer], start=1)
+            if site in present
+        }
+        needed = self._rules.share_threshold
+        if len(helping) < needed:
+            raise QuorumLost(leg="release", present=tuple(helping), needed=needed, dealer=dealer)
+        return dict(islice(helping.items(), needed))
 
     def evidence(self) -> dict[str, float]:
         """Nothing."""
@@ -263,20 +317,23 @@ def _new_scalar() -> bytes:
             return bytes(scalar)
 
 
-def _pair_stream(own_key: X25519PrivateKey, roster: Roster, *, own: str, peer: str) -> bytes:
-    """Key of the stream between two sites; the same from either side."""
+def _pair_stream(
+    own_key: X25519PrivateKey, roster: Roster, rules: Neighbourhoods, *, own: str, peer: str
+) -> bytes | None:
+    """Key of the stream between two sites, None if they have none; the same from either side."""
     pair = (min(own, peer), max(own, peer))
     try:
-        return agree(
+        agreed = agree(
             own_key,
             roster.public[peer][32:64],
             label="pair-mask",
             scope=roster.scope,
             pair=pair,
-            size=KEY_BYTES,
+            size=KEY_BYTES + NUMBER_BYTES,
         )
     except ValueError as error:
         raise MessageRefused(site=peer, leg="hello", reason="its mask key is unusable.") from error
+    return agreed[:KEY_BYTES] if rules.is_pair(agreed[KEY_BYTES:]) else None
 
 
 def _self_stream(seed: bytes, scope: Scope, site: str) -> bytes:
@@ -310,18 +367,23 @@ def _require_distinct_keys(publics: Mapping[str, bytes]) -> None:
     """Refuse public bytes of wrong length, and a key that appears twice: its owner would count twice."""
     seen: set[bytes] = set()
     for site, public in publics.items():
-        if len(public) != PUBLIC_BYTES:
-            raise MessageRefused(
-                site=site,
-                leg="hello",
-                reason=f"{len(public)} bytes of keys, expected {PUBLIC_BYTES}.",
-            )
-        for key in (public[:32], public[32:64], public[64:]):
-            if key in seen:
-                raise MessageRefused(
-                    site=site, leg="hello", reason="a key that another site or purpose uses."
-                )
-            seen.add(key)
+        seen.update(_distinct_keys(site, public, seen))
+
+
+def _distinct_keys(site: str, public: bytes, seen: Set[bytes]) -> tuple[bytes, bytes, bytes]:
+    """Channel key, mask key and commitment of one site, none of them seen before."""
+    if len(public) != PUBLIC_BYTES:
+        raise MessageRefused(
+            site=site,
+            leg="hello",
+            reason=f"{len(public)} bytes of keys, expected {PUBLIC_BYTES}.",
+        )
+    keys = (public[:32], public[32:64], public[64:])
+    if len(set(keys)) < len(keys) or not seen.isdisjoint(keys):
+        raise MessageRefused(
+            site=site, leg="hello", reason="a key that another site or purpose uses."
+        )
+    return keys
 
 
 def _require_dealt(holds: bool, dealer: str) -> None:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from privacy.secagg.errors import MessageRefused
-from privacy.secagg.plan import MOST_SITES
+from privacy.secagg.plan import MOST_MASKED_SITES
 from privacy.secagg.protocol import SITE_NAME
 
 PART_BYTES = 480 * 1024
@@ -51,8 +51,8 @@ def decode_sites(message: bytes | memoryview, *, leg: str, sender: str) -> dict[
 
 def _parse_sites(message: bytes) -> dict[str, bytes]:
     (count,) = struct.unpack_from(">H", message)
-    if count > MOST_SITES:
-        raise ValueError(f"{count} sites, at most {MOST_SITES}")
+    if count > MOST_MASKED_SITES:
+        raise ValueError(f"{count} sites, at most {MOST_MASKED_SITES}")
     values: dict[str, bytes] = {}
     position, last = 2, ""
     for _ in range(count):

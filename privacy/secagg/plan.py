@@ -11,12 +11,15 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from privacy.fixed_point import FixedPoint
+from privacy.secagg.neighbours import NEIGHBOURS, most_colluders
 
 Scheme = Literal["mask", "ckks", "ckks-light", "paillier", "plain"]
 Obfuscation = Literal["djn-half", "subgroup"]
 
 MOST_SITES = 64
-"""Every site shares with every other: cost and messages grow with the square of the sites."""
+"""Where every site deals with every other: cost and messages grow with the square of the sites."""
+MOST_MASKED_SITES = 1000
+"""Of `mask`, where a site of a large cohort deals with about a hundred others."""
 MOST_COORDINATES = 1 << 30
 LEAST_KEY_BITS = 3072
 """Of a Paillier modulus: 128 bits of security (NIST SP 800-57 part 1, table 2)."""
@@ -24,12 +27,14 @@ MOST_KEY_BITS = 8192
 
 
 def smallest_threshold(sites: int) -> int:
-    """Fewest shares that may open a secret of `mask` among so many sites: more than two thirds.
+    """Fewest signatures, and among up to 101 sites shares, with which `mask` may open a sum of so many sites.
 
-    Two different survivor sets could each gather t signatures only if 2t <= n + c, where c dishonest sites sign both.
-    With 3t > 2n that needs c > n/3 dishonest sites (Bonawitz et al. 2017, section 6.2).
+    More than two thirds. Two different survivor sets could each gather t signatures only if 2t <= n + c, where c dishonest
+    sites sign both; with 3t > 2n that needs c > n/3 (Bonawitz et al. 2017, section 6.2). In larger cohorts four fifths: a
+    site that was told of other sharers than the rest is paired with a tenth of those that both sets have in common, and
+    that must not be nobody (`neighbours.exposure`).
     """
-    return 2 * sites // 3 + 1
+    return 2 * sites // 3 + 1 if sites <= NEIGHBOURS + 1 else sites - sites // 5
 
 
 def sum_threshold(scheme: Scheme, sites: int) -> int:
@@ -55,11 +60,12 @@ class SumPlan:
     dimension: int
     """Coordinates of every vector."""
     max_sites: int
-    """Largest number of contributions that the modulus leaves room for, 1 to 64."""
+    """Largest number of contributions that the modulus leaves room for, 1 to 64; of `mask` 2 to 1000."""
     quorum: int
     """Fewest sites whose sum may be opened, at least 2 (`plain`: 1)."""
     threshold: int
-    """Shares needed to open the sum; > 2/3 of the cohort for `mask`."""
+    """Shares needed to open the sum. `mask`: > 2/3 of the cohort; of more than 101 sites, >= 4/5 must sign, and > 2/3 of the
+    holders of each site's shares open."""
     value_range: float
     """Largest absolute value of a coordinate; larger ones are clipped before they are sealed."""
     value_bits: int = 24
@@ -75,8 +81,9 @@ class SumPlan:
         fewest = 1 if self.scheme == "plain" else 2
         if not 1 <= self.dimension <= MOST_COORDINATES:
             raise ValueError(f"Expected 1 <= dimension={self.dimension} <= {MOST_COORDINATES}.")
-        if not fewest <= self.max_sites <= MOST_SITES:
-            raise ValueError(f"Expected {fewest} <= max_sites={self.max_sites} <= {MOST_SITES}.")
+        most = MOST_MASKED_SITES if self.scheme == "mask" else MOST_SITES
+        if not fewest <= self.max_sites <= most:
+            raise ValueError(f"Expected {fewest} <= max_sites={self.max_sites} <= {most}.")
         if not fewest <= self.quorum <= self.max_sites:
             raise ValueError(f"Expected {fewest} <= quorum={self.quorum} <= {self.max_sites}.")
         if not fewest <= self.threshold <= self.max_sites:
@@ -114,6 +121,17 @@ class SumPlan:
     def fewest_survivors(self, sites: int) -> int:
         """Sites of a cohort of so many that must stay in until the vectors are sealed: for the quorum, and to open anything at all."""
         return max(self.quorum, self.confirmations(sites))
+
+    def withstands(self, sites: int) -> int:
+        """Sites of a cohort of so many that may lie together with the coordinator, and all learn only the sum.
+
+        t sites open anything, and two survivor sets that both gather x signatures need 2x - n sites that sign both. In large
+        cohorts of `mask` chance could also favour them: then up to a probability of 2**-40.
+        """
+        most = max(0, min(2 * self.confirmations(sites) - sites, self.threshold) - 1)
+        if self.scheme != "mask":
+            return most
+        return max(0, most_colluders(sites, fewest=self.fewest_survivors(sites), most=most))
 
     def require_cohort(self, sites: Collection[str]) -> None:
         """Raise ValueError unless this plan is safe and possible for exactly these sites."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from privacy.ckks.parameters import SumSizes
 from privacy.ckks.ring import Residues, Ring
 from privacy.ckks.vectors import Blocks, decoded
-from privacy.secagg.boxes import CHANNEL, require_channel_key
+from privacy.secagg.boxes import CHANNEL, require_channel_key, require_distinct_channels
 from privacy.secagg.envelopes import bind
 from privacy.secagg.errors import MessageRefused, SumImpossible
 from privacy.secagg.schemes import Roster
@@ -84,17 +84,12 @@ class RingSum:
 
 def require_channel_keys(publics: Mapping[str, bytes], *, size: int) -> None:
     """Raise MessageRefused for public bytes of wrong length, or a channel key that two sites use."""
-    seen: set[bytes] = set()
     for site, public in publics.items():
         if len(public) != size:
             raise MessageRefused(
                 site=site, leg="hello", reason=f"{len(public)} bytes, expected {size}."
             )
-        if public[CHANNEL] in seen:
-            raise MessageRefused(
-                site=site, leg="hello", reason="a channel key that another site uses."
-            )
-        seen.add(public[CHANNEL])
+    require_distinct_channels(publics)
 
 
 def read_share(ring: Ring, dealer: str, packed: bytes) -> Residues:

@@ -19,6 +19,8 @@ from privacy.secagg.coordinator import Coordinator
 from privacy.secagg.errors import SealedTwice
 from privacy.secagg.key_store import KeyStore, MemoryKeyStore
 from privacy.secagg.mask import MaskCoordinator, MaskSite
+from privacy.secagg.paillier import PaillierSite
+from privacy.secagg.paillier_coordinator import PaillierCoordinator
 from privacy.secagg.plain import PlainCoordinator, PlainSite
 from privacy.secagg.plan import Scheme, SumPlan
 from privacy.secagg.protocol import (
@@ -38,13 +40,15 @@ SITE_SCHEMES: dict[Scheme, Callable[[SumPlan, str, KeyStore], SiteScheme]] = {
     "mask": lambda plan, site, _: MaskSite(plan, site),
     "ckks": CkksSite,
     "ckks-light": lambda plan, site, _: CkksLightSite(plan, site),
+    "paillier": PaillierSite,
     "plain": lambda plan, *_: PlainSite(plan),
 }
-COORDINATOR_SCHEMES: dict[Scheme, Callable[[SumPlan], CoordinatorScheme]] = {
-    "mask": MaskCoordinator,
-    "ckks": CkksCoordinator,
-    "ckks-light": CkksLightCoordinator,
-    "plain": PlainCoordinator,
+COORDINATOR_SCHEMES: dict[Scheme, Callable[[SumPlan, Path | None], CoordinatorScheme]] = {
+    "mask": lambda plan, _: MaskCoordinator(plan),
+    "ckks": lambda plan, _: CkksCoordinator(plan),
+    "ckks-light": lambda plan, _: CkksLightCoordinator(plan),
+    "paillier": PaillierCoordinator,
+    "plain": lambda plan, _: PlainCoordinator(plan),
 }
 
 
@@ -109,7 +113,7 @@ def coordinator_part(
         plan,
         context=context,
         keys=keys,
-        scheme=COORDINATOR_SCHEMES[plan.scheme](plan),
+        scheme=COORDINATOR_SCHEMES[plan.scheme](plan, spool_folder),
         spool_folder=spool_folder,
     )
 

@@ -1,7 +1,9 @@
 """A whole secure sum whose legs a test plays one by one, looking at and changing what goes over the wire."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,12 @@ from privacy.secagg.secure_sum import MemoryJournal, answer_of, coordinator_part
 from privacy.secagg.site import ASKED
 
 IDENTITIES = {f"site-{number}": Ed25519PrivateKey.generate() for number in range(64)}
+KEY_HOLDER = "site-1"
+KEY = bytes.fromhex(
+    json.loads((Path(__file__).parents[1] / "vectors" / "secagg_paillier_key.json").read_text())[
+        "key"
+    ]
+)
 HEAD = SIGNATURE_BYTES + FRAME_HEADER.size
 """Bytes before the part in a frame that a site sends."""
 
@@ -39,6 +47,8 @@ class Kind:
     scheme: Scheme
     needs_all: bool = False
     """Whether no site may drop out: all of them together open the sum."""
+    takes_seconds: bool = False
+    """For one sum of a few coordinates; nothing large is summed with it in these tests."""
 
     def threshold(self, count: int) -> int:
         """Shares that open a sum of so many sites; `plain` waits for as many sites as `mask`."""
@@ -52,24 +62,43 @@ KINDS: dict[str, Kind] = {
     "ckks-3-of-5": Kind(scheme="ckks"),
     "ckks-5-of-5": Kind(scheme="ckks", needs_all=True),
     "ckks-light": Kind(scheme="ckks-light"),
+    "paillier": Kind(scheme="paillier", takes_seconds=True),
     "plain": Kind(scheme="plain"),
 }
 """What the contract tests run; thresholds are told of five sites."""
-ROBUST_KINDS = [name for name, kind in KINDS.items() if not kind.needs_all]
 FRAGILE_KINDS = [name for name, kind in KINDS.items() if kind.needs_all]
-BOXED_KINDS = [name for name, kind in KINDS.items() if kind.scheme != "plain"]
+ROBUST_KINDS = [name for name, kind in KINDS.items() if not kind.needs_all]
+BOXED_KINDS = [name for name in ROBUST_KINDS if name != "plain"]
 """Where sites deal something to each other."""
+BULK_KINDS = [name for name in ROBUST_KINDS if not KINDS[name].takes_seconds]
+
+
+def crossed(kinds: Iterable[str], values: Iterable[Any]) -> list[tuple[str, Any]]:
+    """Every kind with every value, but for kinds that take seconds: those with the first one only."""
+    return [
+        (kind, value)
+        for kind in kinds
+        for value in (list(values)[:1] if KINDS[kind].takes_seconds else values)
+    ]
 
 
 def plan_of(kind: str, *, count: int = 5, **changes: Any) -> SumPlan:
     """A plan for so many sites, with the threshold that a coordinator asks for."""
+    scheme = KINDS[kind].scheme
     facts: dict[str, Any] = {
-        "scheme": KINDS[kind].scheme,
+        "scheme": scheme,
         "max_sites": count,
         "quorum": min(3, count),
         "threshold": KINDS[kind].threshold(count),
     }
+    if scheme == "paillier":
+        facts |= {"key_holder": KEY_HOLDER, "obfuscation": "subgroup"}
     return make_plan(**(facts | changes))
+
+
+def key_stores_of(plan: SumPlan, sites: Iterable[str]) -> dict[str, MemoryKeyStore]:
+    """What every site keeps; a Paillier key is not made anew."""
+    return {site: MemoryKeyStore(KEY if site == plan.key_holder else None) for site in sites}
 
 
 def make_context(**changes: Any) -> SumContext:
@@ -142,7 +171,7 @@ class Cohort:
         generator = np.random.default_rng(1)
         self.values = values or {site: on_grid(self.plan, generator) for site in self.sites}
         self.journals = {site: MemoryJournal() for site in self.sites}
-        self.key_stores = {site: MemoryKeyStore() for site in self.sites}
+        self.key_stores = key_stores_of(self.plan, self.sites)
         self.coordinator = coordinator_part(self.plan, context=self.context, keys=self.keys)
         self.parts = {site: self.new_part(site) for site in self.sites}
         self.inbox: dict[str, list[bytes]] = {site: [] for site in self.sites}
@@ -183,6 +212,13 @@ class Cohort:
         for message in messages:
             self.received.append((leg, site, message))
             self.coordinator.absorb(leg, site, message)
+
+    def deliver_signed(self, leg, site, body):
+        """Deliver what the site signs, whatever it is, in as many frames as it takes."""
+        parts = split(body)
+        for index, part in enumerate(parts):
+            frame = self.sign(leg, site, part, index=index, total=len(parts))
+            self.deliver(leg, site, [frame])
 
     def close(self, leg):
         """Close the leg; every site's frames of the next one."""

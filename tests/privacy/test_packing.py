@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.packing import pack, packed_bytes, unpack
+from privacy.packing import add_packed, pack, packed_bytes, unpack
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "secagg_packing.json").read_text())
 all_words = st.lists(st.integers(min_value=0, max_value=2**32 - 1), min_size=1, max_size=100)
@@ -60,3 +60,18 @@ def test_ten_million_words_of_26_bits_take_hardly_more_than_26_bits_each():
 def test_a_width_out_of_bounds_is_refused(bits):
     with pytest.raises(ValueError, match=f"bits={bits}"):
         pack(np.zeros(1, dtype=np.uint32), bits)
+
+
+@pytest.mark.parametrize("bits", [1, 7, 16, 17, 26, 31, 32])
+def test_adding_packed_words_is_adding_words_modulo_the_bits(bits):
+    generator = np.random.default_rng(bits)
+    total, words = generator.integers(0, 1 << 32, (2, 320), dtype=np.uint64).astype(np.uint32)
+    expected = total + words
+    add_packed(total, pack(words, bits), bits)
+    assert ((total ^ expected) & np.uint32((1 << bits) - 1) == 0).all()
+
+
+@pytest.mark.parametrize("count", [31, 64])
+def test_packed_words_of_another_number_are_not_added(count):
+    with pytest.raises(ValueError, match=f"for {count} words of 8 bits"):
+        add_packed(np.zeros(count, np.uint32), bytes(32), 8)

@@ -14,16 +14,25 @@ from privacy.secagg.errors import MessageRefused, QuorumLost
 from privacy.secagg.integer_parts import PART_COORDINATES
 from privacy.secagg.protocol import LEGS
 from privacy.secagg.secure_sum import coordinator_part, run_secure_sum
-from tests.privacy.secagg_cohort import FRAGILE_KINDS, KINDS, ROBUST_KINDS, Cohort, on_grid, plan_of
+from tests.privacy.secagg_cohort import (
+    BULK_KINDS,
+    FRAGILE_KINDS,
+    KEY_HOLDER,
+    KINDS,
+    ROBUST_KINDS,
+    Cohort,
+    crossed,
+    plan_of,
+)
 
 SIZES = [1, 2, 4096, 8192, 8193, 65_537, PART_COORDINATES, 2 * PART_COORDINATES + 1]
 MULTIPART = PART_COORDINATES + 1
 every_kind = pytest.mark.parametrize("kind", KINDS)
 robust_kind = pytest.mark.parametrize("kind", ROBUST_KINDS)
+bulk_kind = pytest.mark.parametrize("kind", BULK_KINDS)
 
 
-@robust_kind
-@pytest.mark.parametrize("dimension", SIZES)
+@pytest.mark.parametrize(("kind", "dimension"), [*crossed(ROBUST_KINDS, SIZES), ("paillier", 333)])
 def test_the_sum_is_exactly_the_sum_of_integers(kind, dimension):
     cohort = Cohort(plan_of(kind, dimension=dimension))
     result = cohort.play_all()
@@ -39,52 +48,46 @@ def test_other_cohort_sizes_sum_exactly(kind, count):
 
 
 SIXTY = [
-    pytest.param(kind, marks=[pytest.mark.slow] if kind.startswith("ckks-3") else [])
+    pytest.param(kind, marks=pytest.mark.slow if kind in ("ckks-3-of-5", "paillier") else ())
     for kind in ROBUST_KINDS
 ]
 
 
 @pytest.mark.parametrize("kind", SIXTY)
 def test_sixty_sites_with_a_full_modulus_sum_exactly_when_one_drops_in_every_leg(kind):
-    plan = plan_of(kind, count=60, dimension=50, value_bits=26)
-    generator = np.random.default_rng(3)
-    vectors = {f"s{number}": on_grid(plan, generator) for number in range(60)}
-    drop = {f"s{10 + number}": leg for number, leg in enumerate(LEGS)}
-    result = run_secure_sum(plan, vectors, drop=drop)
-    assert plan.encoding.modulus_bits == 32
-    assert result.sites == tuple(sorted(set(vectors) - {"s10", "s11", "s12"}))
-    assert (result.values == sum(vectors[site] for site in result.sites)).all()
+    cohort = Cohort(plan_of(kind, count=60, dimension=50, value_bits=26), count=60)
+    drop = {leg: [f"site-{10 + number}"] for number, leg in enumerate(LEGS)}
+    result = cohort.play_all(drop=drop)
+    assert cohort.plan.encoding.modulus_bits == 32
+    assert set(cohort.sites) - set(result.sites) == {"site-10", "site-11", "site-12"}
+    assert (result.integers == cohort.exact_sum(result.sites)).all()
 
 
-@every_kind
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("kind", "dtype"), crossed(KINDS, [np.float32, np.float64]))
 def test_values_are_the_sum_of_clipped_values_within_a_step_each(kind, dtype):
     plan = plan_of(kind, dimension=1000)
     generator = np.random.default_rng(2)
-    vectors = {f"s{i}": generator.normal(0, 1, 1000).astype(dtype) for i in range(5)}
-    result = run_secure_sum(plan, vectors)
+    values = {f"site-{i}": generator.normal(0, 1, 1000).astype(dtype) for i in range(5)}
+    result = Cohort(plan, values=values).play_all()
     clipped = np.sum(
-        [np.clip(vector.astype(np.float64), -1, 1) for vector in vectors.values()], axis=0
+        [np.clip(vector.astype(np.float64), -1, 1) for vector in values.values()], axis=0
     )
     assert result.values.dtype == np.float64
     assert np.abs(result.values - clipped).max() <= 5 / plan.encoding.scale
 
 
-@every_kind
-@pytest.mark.parametrize(("value_bits", "modulus_bits"), [(2, 5), (8, 11), (29, 32)])
-def test_values_at_the_ends_of_the_range_at_every_site_do_not_overflow(
-    kind, value_bits, modulus_bits
-):
+@pytest.mark.parametrize(("kind", "value_bits"), crossed(KINDS, [29, 8, 2]))
+def test_values_at_the_ends_of_the_range_at_every_site_do_not_overflow(kind, value_bits):
     plan = plan_of(kind, dimension=4, value_bits=value_bits)
-    values = {f"s{i}": np.array([1e30, -1e30, 1.0, -1.0]) for i in range(5)}
+    values = {f"site-{i}": np.array([1e30, -1e30, 1.0, -1.0]) for i in range(5)}
+    result = Cohort(plan, values=values).play_all()
     total = 5 * plan.encoding.limit
-    assert plan.encoding.modulus_bits == modulus_bits
-    assert run_secure_sum(plan, values).integers.tolist() == [total, -total, total, -total]
+    assert plan.encoding.modulus_bits == value_bits + 3
+    assert result.integers.tolist() == [total, -total, total, -total]
 
 
-@robust_kind
 @pytest.mark.parametrize("leg", LEGS)
-@pytest.mark.parametrize("site", ["site-0", "site-3"])
+@pytest.mark.parametrize(("kind", "site"), crossed(ROBUST_KINDS, ["site-3", "site-0"]))
 def test_a_drop_in_any_leg_leaves_the_exact_sum_of_the_survivors(kind, leg, site):
     cohort = Cohort(plan_of(kind))
     result = cohort.play_all(drop={leg: [site]})
@@ -93,7 +96,7 @@ def test_a_drop_in_any_leg_leaves_the_exact_sum_of_the_survivors(kind, leg, site
     assert (result.integers == cohort.exact_sum(result.sites)).all()
 
 
-@robust_kind
+@bulk_kind
 @pytest.mark.parametrize(("leg", "survivors"), [("seal", 4), ("release", 5)])
 def test_a_drop_in_the_middle_of_a_message_leaves_the_exact_sum(kind, leg, survivors):
     cohort = Cohort(plan_of(kind, dimension=MULTIPART))
@@ -105,15 +108,15 @@ def test_a_drop_in_the_middle_of_a_message_leaves_the_exact_sum(kind, leg, survi
 @robust_kind
 def test_drops_in_several_legs_leave_the_exact_sum_of_the_survivors(kind):
     cohort = Cohort(plan_of(kind, count=8), count=8)
-    result = cohort.play_all(drop={"share": ["site-1"], "seal": ["site-6"]})
+    result = cohort.play_all(drop={"share": ["site-2"], "seal": ["site-6"]})
     assert (result.integers == cohort.exact_sum(result.sites)).all()
-    assert result.sites == ("site-0", "site-2", "site-3", "site-4", "site-5", "site-7")
+    assert result.sites == ("site-0", "site-1", "site-3", "site-4", "site-5", "site-7")
 
 
 @robust_kind
 def test_drops_after_sealing_lose_nobodys_vector(kind):
     cohort = Cohort(plan_of(kind, count=8), count=8)
-    result = cohort.play_all(drop={"confirm": ["site-1"], "release": ["site-4"]})
+    result = cohort.play_all(drop={"confirm": ["site-2"], "release": ["site-4"]})
     assert (result.integers == cohort.exact_sum(cohort.sites)).all()
 
 
@@ -125,8 +128,7 @@ def test_helpers_may_fall_silent_one_after_the_other(kind):
     assert (result.integers == cohort.exact_sum(cohort.sites)).all()
 
 
-@robust_kind
-@pytest.mark.parametrize("leg", LEGS)
+@pytest.mark.parametrize(("kind", "leg"), crossed(ROBUST_KINDS, LEGS[::-1]))
 def test_below_the_quorum_the_sum_is_lost_and_nothing_more_is_said(kind, leg):
     cohort = Cohort(plan_of(kind)).play_before(leg)
     needed = cohort.plan.threshold if leg == "release" else 4
@@ -149,8 +151,7 @@ def test_where_all_must_stay_any_drop_loses_the_sum(kind, leg):
         cohort.coordinator.result()
 
 
-@every_kind
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("kind", "count"), crossed(KINDS, [2, 3]))
 def test_of_two_or_three_sites_none_may_drop(kind, count):
     cohort = Cohort(plan_of(kind, count=count), count=count).play_before("seal")
     with pytest.raises(QuorumLost, match=f"{count} needed"):
@@ -164,7 +165,7 @@ def test_survivors_below_the_quorum_are_not_opened_even_if_the_threshold_is_met(
         cohort.play("seal", silent=["site-3"])
 
 
-@every_kind
+@pytest.mark.parametrize("kind", [*BULK_KINDS, *FRAGILE_KINDS])
 def test_the_next_attempts_of_the_same_sites_sum_exactly(kind):
     cohort = Cohort(plan_of(kind))
     first = cohort.play_all()
@@ -197,12 +198,12 @@ def test_a_site_that_lost_what_it_keeps_takes_part_in_the_next_attempt(kind):
     cohort.play_all()
     again = cohort.next_attempt()
     fresh = Cohort(cohort.plan)
-    again.key_stores["site-1"] = fresh.key_stores["site-1"]
-    again.restart("site-1")
+    again.key_stores["site-2"] = fresh.key_stores["site-2"]
+    again.restart("site-2")
     assert (again.play_all().integers == again.exact_sum(again.sites)).all()
 
 
-@every_kind
+@bulk_kind
 def test_frames_fit_the_exchange(kind):
     cohort = Cohort(plan_of(kind, dimension=MULTIPART))
     cohort.play_all()
@@ -210,7 +211,7 @@ def test_frames_fit_the_exchange(kind):
     assert max(len(frame) for _, _, frames in cohort.told for frame in frames) <= 512 * 1024
 
 
-@every_kind
+@bulk_kind
 def test_without_room_for_an_upload_the_sum_is_over(kind, tmp_path):
     cohort = Cohort(plan_of(kind, dimension=MULTIPART))
     cohort.coordinator = coordinator_part(
@@ -224,7 +225,7 @@ def test_without_room_for_an_upload_the_sum_is_over(kind, tmp_path):
         cohort.deliver("seal", "site-0", upload)
 
 
-@every_kind
+@bulk_kind
 def test_a_sum_given_up_in_mid_upload_leaves_no_file_open(kind):
     cohort = Cohort(plan_of(kind, dimension=MULTIPART)).play_before("seal")
     before = len(os.listdir("/proc/self/fd"))
@@ -235,7 +236,31 @@ def test_a_sum_given_up_in_mid_upload_leaves_no_file_open(kind):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@robust_kind
+@bulk_kind
+def test_unfinished_uploads_are_forgotten_when_the_leg_is_closed(kind):
+    cohort = Cohort(plan_of(kind, dimension=MULTIPART)).play_before("seal")
+    before = len(os.listdir("/proc/self/fd"))
+    cohort.deliver("seal", "site-0", cohort.answer("seal", "site-0")[:1])
+    cohort.inbox.pop("site-0")
+    cohort.play("seal")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("leg", ["hello", "share"])
+def test_without_the_site_that_makes_the_key_the_sum_is_lost_before_anything_is_sealed(leg):
+    cohort = Cohort(plan_of("paillier")).play_before(leg)
+    with pytest.raises(QuorumLost, match=f'"{KEY_HOLDER}", which makes the key, needed'):
+        cohort.play(leg, silent=[KEY_HOLDER])
+
+
+def test_the_site_that_makes_the_key_may_drop_once_it_dealt_it():
+    cohort = Cohort(plan_of("paillier"))
+    result = cohort.play_all(drop={"seal": [KEY_HOLDER]})
+    assert result.sites == ("site-0", "site-2", "site-3", "site-4")
+    assert (result.integers == cohort.exact_sum(result.sites)).all()
+
+
+@bulk_kind
 def test_interleaved_uploads_take_the_memory_of_one_vector(kind):
     dimension = 6 * PART_COORDINATES
     cohort = Cohort(plan_of(kind, count=3, dimension=dimension), count=3).play_before("seal")

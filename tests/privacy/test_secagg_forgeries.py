@@ -9,6 +9,7 @@ from privacy.secagg.errors import MessageRefused
 from privacy.secagg.messages import encode_sites
 from privacy.secagg.protocol import LEGS
 from tests.privacy.secagg_cohort import (
+    HEAD,
     Cohort,
     framed,
     hellos_of,
@@ -63,7 +64,7 @@ def test_confirmations_of_another_sum_release_nothing(other):
 @pytest.mark.parametrize("leg", LEGS)
 def test_a_message_signed_with_another_identity_is_refused(leg):
     cohort = Cohort().play_before(leg)
-    body = cohort.answer(leg, "site-1")[0][72:]
+    body = cohort.answer(leg, "site-1")[0][HEAD:]
     forged = cohort.sign(leg, "site-1", body, signer="site-7")
     with pytest.raises(MessageRefused, match=f'leg "{leg}", site "site-1": the signature is not'):
         cohort.deliver(leg, "site-1", [forged])

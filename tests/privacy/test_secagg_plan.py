@@ -3,6 +3,7 @@
 import pytest
 
 from privacy.secagg.key_store import MemoryKeyStore
+from privacy.secagg.plan import sum_threshold
 from privacy.secagg.secure_sum import MemoryJournal, coordinator_part, site_part
 from tests.privacy.secagg_cohort import (
     IDENTITIES,
@@ -98,3 +99,59 @@ def test_a_plan_out_of_bounds_is_refused(change):
 def test_a_context_out_of_bounds_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         make_context(**change)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        ("mask", [2, 3, 3, 4, 5, 41, 43]),
+        ("ckks", [2, 3, 2, 3, 4, 22, 22]),
+        ("ckks-light", [2, 3, 2, 3, 4, 22, 22]),
+        ("paillier", [2, 2, 2, 3, 4, 22, 22]),
+        ("plain", [1, 1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_the_thresholds_that_a_coordinator_asks_for_are_the_known_ones(scheme, expected):
+    assert [sum_threshold(scheme, sites) for sites in (2, 3, 4, 5, 6, 60, 64)] == expected
+
+
+@pytest.mark.parametrize("scheme", ["mask", "ckks", "ckks-light", "paillier"])
+@pytest.mark.parametrize("sites", range(2, 65))
+def test_two_survivor_sets_are_both_confirmed_only_by_as_many_liars_as_a_cohort_stands(
+    scheme, sites
+):
+    threshold = sum_threshold(scheme, sites)
+    holder = {"key_holder": "site-0"} if scheme == "paillier" else {}
+    plan = make_plan(
+        scheme=scheme, max_sites=sites, quorum=2, threshold=threshold, value_bits=24, **holder
+    )
+    confirmations = plan.confirmations(sites)
+    liars = 2 * confirmations - sites
+    assert threshold <= sites
+    assert confirmations <= sites
+    # So many sites sign both sets. Below a third of all, they get no two sets signed.
+    assert liars > (sites - 1) // 3
+    # Whoever could sign both could open everything anyway, or there are too few shares for both secrets of a site.
+    assert scheme == "mask" or liars >= threshold
+    assert scheme != "mask" or 2 * threshold - sites >= liars
+
+
+@pytest.mark.parametrize(
+    "change", [{"scheme": "paillier"}, {"scheme": "ckks", "key_holder": "site-0"}]
+)
+def test_a_key_holder_is_named_exactly_where_there_is_one(change):
+    with pytest.raises(ValueError, match="key_holder"):
+        make_plan(**change)
+
+
+def test_a_key_holder_outside_the_cohort_is_refused():
+    plan = make_plan(scheme="paillier", threshold=3, key_holder="site-7")
+    with pytest.raises(ValueError, match="key_holder='site-7' to be a site of the cohort"):
+        plan.require_cohort(list(IDENTITIES)[:5])
+
+
+@pytest.mark.parametrize("scheme", ["ckks", "ckks-light"])
+def test_a_cohort_too_small_for_the_threshold_is_refused(scheme):
+    plan = make_plan(scheme=scheme, quorum=2, threshold=4)
+    with pytest.raises(ValueError, match=r"threshold=4\), got 3"):
+        plan.require_cohort(list(IDENTITIES)[:3])

@@ -15,7 +15,7 @@ from privacy.secagg.mask import MaskSite
 from privacy.secagg.masking import apply_streams
 from privacy.secagg.messages import decode_sites
 from privacy.secagg.schemes import Roster
-from tests.privacy.secagg_cohort import Cohort, make_context, make_plan
+from tests.privacy.secagg_cohort import HEAD, Cohort, make_context, make_plan
 
 DIMENSION = 40_000
 # A correlation of independent vectors of this length is normal with standard deviation 1/200: 6 deviations have
@@ -44,13 +44,15 @@ def played(scheme="mask", late=(), **plan):
 def upload(cohort, site):
     """The words that the site sent, as received or too late."""
     sent = [message for leg, sender, message in cohort.received if (leg, sender) == ("seal", site)]
-    frame: bytes = [*sent, *cohort.late.get(site, [])][0]
-    return unpack(memoryview(frame)[72:], cohort.plan.encoding.modulus_bits, DIMENSION)
+    (frame,) = [*sent, *cohort.late.get(site, [])]
+    return unpack(memoryview(frame)[HEAD:], cohort.plan.encoding.modulus_bits, DIMENSION)
 
 
 def released_secret(cohort, site):
     """The secret of the site that all released shares give."""
-    bodies = {sender: message[72:] for leg, sender, message in cohort.received if leg == "release"}
+    bodies = {
+        sender: message[HEAD:] for leg, sender, message in cohort.received if leg == "release"
+    }
     points = [cohort.sites.index(sender) + 1 for sender in bodies]
     where = slice(32 * cohort.sites.index(site), 32 * cohort.sites.index(site) + 32)
     shares = [int.from_bytes(body[where], "big") for body in bodies.values()]
@@ -74,7 +76,7 @@ def without_pair_masks(cohort, site, secret, words):
     for peer in cohort.sites:
         if peer != site:
             pair = (min(site, peer), max(site, peer))
-            public = roster[peer][72:][32:64]
+            public = roster[peer][HEAD:][32:64]
             stream = agree(key, public, label="pair-mask", scope=scope, pair=pair, size=16)
             plus, minus = ([], [stream]) if site < peer else ([stream], [])
             apply_streams(words, plus=plus, minus=minus)

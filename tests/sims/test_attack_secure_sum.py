@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from privacy.audit.report import Verdict
 from privacy.ckks.vectors import new_key
 from privacy.randomness import SeededRandom
 from privacy.secagg.errors import MessageRefused
@@ -27,7 +28,14 @@ from sims.attacks.secure_sum.hostile_sum import (
 )
 from sims.attacks.secure_sum.ring_opening import lagrange, standard_opening
 from sims.attacks.secure_sum.seed_search import varying_bits
-from sims.attacks.secure_sum.subjects import SITES, ckks_subject, light_subject, mask_subject
+from sims.attacks.secure_sum.split_view import split_views
+from sims.attacks.secure_sum.subjects import (
+    SITES,
+    ckks_subject,
+    light_subject,
+    mask_subject,
+    paillier_subject,
+)
 from sims.attacks.secure_sum.weak_masks import (
     NOWHERE,
     FewBitsMaskSite,
@@ -39,116 +47,74 @@ from sims.attacks.secure_sum.weak_masks import (
 from sims.attacks.secure_sum.weak_rings import FractionalReleaseSite, LowThresholdCkksSite
 from sims.cli import app
 
+SCHEMES = ("mask", "ckks", "ckks-light", "paillier")
 SEED = 1
-EVERYWHERE = (
-    "coordinator and t - 1 sites",
-    "single-site decryption request",
-    "split view of the survivors",
-    "split view of the roster",
-    "double unmask",
-)
-CASES = [
-    *((attack, scheme) for scheme in ("mask", "ckks", "ckks-light") for attack in EVERYWHERE),
-    ("seed search", "mask"),
-    ("mask averaging, 200 rounds", "mask"),
-    ("mask averaging, within one round", "mask"),
-    ("mask averaging, two rounds subtracted", "mask"),
-    ("mask averaging, two rounds subtracted", "ckks"),
-    ("replayed from an earlier round", "mask"),
-    ("flooding seen through fractions", "ckks"),
-    ("contribution that cancels the others", "ckks"),
-    ("contribution that cancels the others", "ckks-light"),
-]
+TOO_FEW_SIGN = "3 confirmations; 4 are needed"
+ALL_REFUSE = "3 of 3 honest sites refuse"
+TWICE = "for the second time"
+COMMITTED = "committed to"
+REASONS = {
+    "rounds subtracted: ckks": "",
+    "coordinator and t - 1 sites: mask": "4 of 7 sites, threshold 5",
+    "coordinator and t - 1 sites: ckks": "2 of 7 sites, threshold 3",
+    "coordinator and t - 1 sites: ckks-light": "2 of 7 sites, threshold 3",
+    "coordinator and t - 1 sites: paillier": "2 of 5 sites, threshold 3",
+    "flooding seen through fractions: ckks": "5 of 12 sites, threshold 6",
+    "cancelled contributions: ckks": "",
+    "cancelled contributions: ckks-light": "",
+    "cancelled contributions: paillier": COMMITTED,
+    "replayed shares: mask": "does not open here",
+    "replayed ciphertexts: paillier": COMMITTED,
+    **{f"single-site request: {scheme}": ALL_REFUSE for scheme in SCHEMES},
+    **{f"split views: {scheme}": TOO_FEW_SIGN for scheme in SCHEMES},
+    **{f"double unmask: {scheme}": TWICE for scheme in SCHEMES},
+}
 
 
-@pytest.fixture(scope="module")
-def printed():
-    result = CliRunner().invoke(app, ["attack", "secure-sum", "--seed", str(SEED), "--json"])
-    assert result.stderr.startswith("seed search")
-    return json.loads(result.stdout) | {"exit_code": result.exit_code}
+def test_every_attack_is_run_below():
+    assert set(suite.ATTACKS) == {*REASONS, "seed search: mask", "mask averaging: mask"}
 
 
-def test_all_attacks_together_pass(printed):
-    assert (printed["passed"], printed["exit_code"]) == (True, 0)
+@pytest.mark.parametrize(("name", "reason"), REASONS.items())
+def test_the_attack_recovers_nothing_from_ours_and_everything_where_it_must(name, reason):
+    found = suite.ATTACKS[name](SEED)
+    ours = [finding for finding in found if finding.target == "ours"]
+    weak = [finding for finding in found if finding.target != "ours"]
+    assert {finding.line.verdict for finding in ours} == {Verdict.PASS}
+    assert {finding.line.verdict for finding in weak} == {Verdict.CAUGHT}
+    assert {finding.line.measured for finding in ours} == {0.0}
+    assert {finding.line.measured for finding in weak} == {1.0}
+    assert reason in ours[0].note
 
 
-def measured(printed, attack, scheme, target):
-    return [
-        finding
-        for finding in printed["findings"]
-        if (finding["attack"], finding["scheme"], finding["target"]) == (attack, scheme, target)
-    ]
-
-
-def test_the_suite_holds_these_attacks_and_no_others(printed):
-    assert {(found["attack"], found["scheme"]) for found in printed["findings"]} == set(CASES)
+def test_a_seed_search_finds_the_one_weak_seed_and_none_of_ours():
+    ours, weak, our_bits, weak_bits, flower = suite.ATTACKS["seed search: mask"](SEED)
+    assert (ours.line.measured, weak.line.measured) == (0.0, 1.0)
+    assert (ours.figures["seeds_that_fit"], weak.figures["seeds_that_fit"]) == (0, 1)
+    assert ours.figures["seeds_searched"] == weak.figures["seeds_searched"] == 1 << 16
+    never_vary = [finding.line.measured for finding in (our_bits, weak_bits, flower)]
+    # Flower's own code: 28 bits of 128 vary.
+    assert never_vary == [0.0, 112.0, 100.0]
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize(("attack", "scheme"), CASES)
-def test_the_attack_fails_on_ours(printed, attack, scheme):
+def test_averaging_finds_the_update_under_floating_point_masks_only():
     # Correlations with an independent vector stay below six deviations but for one run in 1e8.
-    found = measured(printed, attack, scheme, "ours")
-    assert {finding["verdict"] for finding in found} == {"pass"}
-    assert max(finding["measured"] for finding in found) < 0.1
+    found = suite.ATTACKS["mask averaging: mask"](SEED)
+    assert [finding.line.verdict.value for finding in found] == ["pass", "caught"] * 3
+    assert max(finding.line.measured for finding in found[::2]) < 0.1
+    assert min(finding.line.measured for finding in found[1::2]) > 0.97
+    by_rounds = list(found[1].figures.values())
+    assert by_rounds == sorted(by_rounds)
+    assert by_rounds[0] < 0.5 < 0.95 < by_rounds[-1]
 
 
-@pytest.mark.parametrize(("attack", "scheme"), CASES)
-def test_the_attack_succeeds_on_each_weak_variant(printed, attack, scheme):
-    found = measured(printed, attack, scheme, "weak")
-    assert {finding["verdict"] for finding in found} == {"caught"}
-    assert min(finding["measured"] for finding in found) > 0.97
-
-
-def test_a_seed_search_finds_the_one_weak_seed_and_none_of_ours(printed):
-    (ours, ours_bits), (weak, weak_bits) = (
-        measured(printed, "seed search", "mask", target) for target in ("ours", "weak")
-    )
-    assert (ours["figures"]["seeds_that_fit"], weak["figures"]["seeds_that_fit"]) == (0, 1)
-    assert ours["figures"]["seeds_searched"] == weak["figures"]["seeds_searched"] == 1 << 16
-    assert (ours_bits["measured"], weak_bits["measured"]) == (0.0, 112.0)
-
-
-def test_flowers_own_code_has_28_bits_and_opens_a_vector_for_a_lying_server(printed):
-    (seeds,) = measured(printed, "seed search", "mask", "peer")
-    assert 128.0 - seeds["measured"] == 28.0
-    (unmask,) = measured(printed, "double unmask", "mask", "peer")
-    assert unmask["measured"] == 1.0
-
-
-def test_floating_point_masks_give_more_away_with_every_round(printed):
-    (weak,) = measured(printed, "mask averaging, 200 rounds", "mask", "weak")
-    correlations = list(weak["figures"].values())
-    assert correlations == sorted(correlations)
-    assert correlations[0] < 0.5 < 0.95 < correlations[-1]
-
-
-@pytest.mark.parametrize("scheme", ["mask", "ckks", "ckks-light"])
-@pytest.mark.parametrize(
-    ("attack", "reason"),
-    [
-        ("single-site decryption request", "3 of 3 honest sites refuse"),
-        ("split view of the survivors", "3 confirmations; 4 are needed"),
-        ("split view of the roster", "3 sites, 4 are needed"),
-        ("double unmask", "for the second time"),
-    ],
-)
-def test_ours_says_why_it_refuses(printed, attack, scheme, reason):
-    (ours,) = measured(printed, attack, scheme, "ours")
-    assert reason in ours["note"]
-
-
-def test_a_box_of_an_earlier_round_is_refused_with_the_reason(printed):
-    (ours,) = measured(printed, "replayed from an earlier round", "mask", "ours")
-    assert "does not open here" in ours["note"]
-
-
-def test_every_share_comes_with_correlation_and_largest_error(printed):
-    (weak,) = measured(printed, "double unmask", "mask", "weak")
-    assert (weak["figures"]["correlation"], weak["figures"]["largest_error"]) == (
-        pytest.approx(1.0),
-        0.0,
-    )
+@pytest.mark.parametrize("subject", [mask_subject, ckks_subject, light_subject])
+def test_a_roster_that_holds_only_the_attackers_sites_beside_the_victim_is_refused(subject):
+    _, _, ours, weak = split_views(subject(dimension=64), SEED)
+    assert "3 sites, 4 are needed" in ours.note
+    assert weak.figures["correlation"] == pytest.approx(1.0)
+    assert weak.figures["largest_error"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -195,6 +161,20 @@ def test_the_table_shows_what_was_measured_and_what_it_must_be(capsys):
     assert "double unmask, mask, ours: refused" in printed
 
 
+def test_json_is_one_object_with_what_was_measured(monkeypatch):
+    chosen = {name: suite.ATTACKS[name] for name in ("split views: mask", "double unmask: mask")}
+    monkeypatch.setattr(suite, "ATTACKS", chosen)
+    result = CliRunner().invoke(app, ["attack", "secure-sum", "--seed", "2", "--json"])
+    printed = json.loads(result.stdout)
+    assert (result.exit_code, printed["passed"]) == (0, True)
+    targets = [finding["target"] for finding in printed["findings"]]
+    assert targets == ["ours", "weak", "ours", "weak", "ours", "weak", "peer"]
+    last = printed["findings"][-1]
+    assert (last["attack"], last["scheme"], last["verdict"]) == ("double unmask", "mask", "caught")
+    assert last["measured"] == 1.0
+    assert result.stderr == "split views: mask\ndouble unmask: mask\n"
+
+
 def test_options_of_the_other_attack_are_refused_in_front_of_secure_sum():
     result = CliRunner().invoke(app, ["attack", "--json", "secure-sum"])
     assert result.exit_code == 2
@@ -231,9 +211,17 @@ def test_a_weak_variant_still_opens_the_right_sum(changes):
     np.testing.assert_array_equal(opened, true_sum(attacked, sites))
 
 
-@pytest.mark.parametrize("subject", [ckks_subject, light_subject])
-@pytest.mark.parametrize("site", [Site, ObedientSite])
-def test_ring_schemes_open_the_right_sum_in_the_attackers_hands(subject, site):
+@pytest.mark.parametrize(
+    ("subject", "site"),
+    [
+        (ckks_subject, Site),
+        (ckks_subject, ObedientSite),
+        (light_subject, Site),
+        (light_subject, ObedientSite),
+        (paillier_subject, Site),
+    ],
+)
+def test_every_scheme_opens_the_right_sum_in_the_attackers_hands(subject, site):
     attacked = make_sum(subject=subject, site=site, hostile=2).seal_all()
     sites = attacked.enrolment.sites
     opened = attacked.open(sites, asked=sites)

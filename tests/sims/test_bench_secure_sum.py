@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import phe
 import pytest
 from rich.console import Console
 
 from privacy.secagg.key_store import KeyStore, MemoryKeyStore
+from privacy.secagg.plan import Scheme
 from sims.bench_cli import SECURE_SUM_SKIPPABLE
 from sims.benchmarks.benchmark import Absent, Comparison, print_benchmark
 from sims.benchmarks.driven_sum import drive_sum, site_names
 from sims.benchmarks.flower_masks import FlowerUnmasking, draw_mask, masked_vector_bytes
 from sims.benchmarks.nvflare_vectors import MLP_TENSORS, NvflareVectors
-from sims.benchmarks.phe_numbers import inner_product, new_keys
+from sims.benchmarks.phe_numbers import inner_products, measure_phe
 from sims.benchmarks.secure_sum import PARTS, Options, measure_secure_sum
 from sims.benchmarks.secure_sum_ckks import ckks_plan
 from sims.benchmarks.secure_sum_mask import mask_plan
@@ -30,6 +32,9 @@ TINY = replace(
     unmask_sites=3,
     unmask_parameters=20,
     ckks_values=4096,
+    paillier_values=127 * 3,
+    phe_numbers=2,
+    products=2,
     noise_values=2000,
     opendp_values=20,
     memory_sites=4,
@@ -86,14 +91,30 @@ def test_tenseal_prints_nothing_where_the_one_object_goes(
     assert capfd.readouterr().out == ""
 
 
-def test_an_inner_product_under_phe_is_the_plain_one() -> None:
-    public, private = new_keys(256)
+def test_inner_products_under_phe_are_the_plain_ones() -> None:
+    public, private = phe.generate_paillier_keypair(n_length=256)
     encrypted = [public.encrypt(value) for value in (3, 5, 7)]
-    assert private.decrypt(inner_product(encrypted, [10, 1, 2])) == 49
+    products = inner_products(np.array([[10, 1, 2], [1, 0, 1]]), encrypted)
+    assert [private.raw_decrypt(product) for product in products] == [49, 10]
+
+
+def test_phe_is_timed_in_every_operation() -> None:
+    public, private = phe.generate_paillier_keypair(n_length=256)
+    times = measure_phe(public, private, numbers=3)
+    assert min(times.encrypt, times.decrypt, times.add) > 0.0
+    assert times.number_bytes == 64
+
+
+@pytest.mark.slow
+def test_paillier_stands_beside_phe_and_beside_what_was_promised() -> None:
+    lines = measured("paillier")
+    assert [line.aim for line in lines] == [1.0, None] * 5 + [1 / 4]
+    assert all(line.ours.value > 0 and line.ratio is not None for line in lines)
+    assert [line.unit for line in lines] == ["s"] * 8 + ["B"] * 2 + ["s"]
 
 
 @pytest.mark.parametrize("scheme", ["ckks", "ckks-light"])
-def test_a_driven_sum_is_the_sum_and_knows_what_was_sent(scheme: str) -> None:
+def test_a_driven_sum_is_the_sum_and_knows_what_was_sent(scheme: Scheme) -> None:
     plan = ckks_plan(scheme, sites=3, dimension=100)
     vectors = dict.fromkeys(site_names(3), np.full(100, 0.25))
     driven = drive_sum(plan, vectors)

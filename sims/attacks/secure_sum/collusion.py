@@ -6,6 +6,7 @@ polynomial of which every value is still possible.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from sims.attacks.secure_sum.hostile_sum import (
     Recovery,
     SiteSchemeType,
     Software,
+    attempt,
     compare,
     enrol,
     whole_vectors,
@@ -30,8 +32,16 @@ from sims.attacks.secure_sum.mask_opening import (
     shares_disclosed,
 )
 from sims.attacks.secure_sum.ring_opening import RingOpening, light_opening, standard_opening
-from sims.attacks.secure_sum.subjects import Subject, ckks_subject, light_subject, mask_subject
+from sims.attacks.secure_sum.subjects import (
+    Subject,
+    ckks_subject,
+    light_subject,
+    mask_subject,
+    paillier_subject,
+    with_ready_key,
+)
 from sims.attacks.secure_sum.weak_masks import LowThresholdMaskSite
+from sims.attacks.secure_sum.weak_paillier import LowThresholdPaillierSite
 from sims.attacks.secure_sum.weak_rings import LowThresholdCkksSite, LowThresholdLightSite
 
 ATTACK = "coordinator and t - 1 sites"
@@ -57,6 +67,12 @@ def collude_on_light(seed: int) -> list[Finding]:
     return _collude(light_subject(sites=SITES), low, pool_ring_keys, seed)
 
 
+def collude_on_paillier(seed: int) -> list[Finding]:
+    """Pool on `paillier`."""
+    low = with_ready_key(LowThresholdPaillierSite)
+    return _collude(paillier_subject(), low, pool_partials, seed)
+
+
 def _collude(subject: Subject, low: SiteSchemeType, pool: Pool, seed: int) -> list[Finding]:
     """Pool t - 1 sites of ours, t - 1 of a variant whose shares open with one fewer, and t of ours."""
     row = AttackRow(attack=ATTACK, scheme=subject.scheme)
@@ -65,7 +81,7 @@ def _collude(subject: Subject, low: SiteSchemeType, pool: Pool, seed: int) -> li
     return [
         row.ours(
             pooled(subject.software, subject, few, seed, pool),
-            note=f"{few} of {SITES} sites, threshold {threshold}",
+            note=f"{few} of {subject.software.plan.max_sites} sites, threshold {threshold}",
             figures={"colluding_sites": few, "threshold": threshold},
         ),
         row.weak(
@@ -83,10 +99,12 @@ def _collude(subject: Subject, low: SiteSchemeType, pool: Pool, seed: int) -> li
 
 def pooled(software: Software, subject: Subject, hostile: int, seed: int, pool: Pool) -> Recovery:
     """What so many hostile sites recover of the victim's vector after a sum that ended well."""
-    enrolment = enrol(SITES, hostile=hostile)
+    enrolment = enrol(software.plan.max_sites, hostile=hostile)
     vectors = whole_vectors(software.plan, enrolment.sites, np.random.default_rng(seed))
     attacked = HostileSum(software, enrolment, vectors).seal_all()
-    attacked.open(enrolment.sites, asked=enrolment.sites)
+    if pool is not pool_partials:
+        # What the honest sites disclosed for it is pooled as well; of `paillier` it says nothing more.
+        attacked.open(enrolment.sites, asked=enrolment.sites)
     return compare(
         pool(attacked), vectors[VICTIM], software.plan, tolerance_steps=subject.tolerance_steps
     )
@@ -117,6 +135,21 @@ def pool_ring_keys(attacked: HostileSum) -> NDArray[np.signedinteger] | None:
     """`ckks-light`: what the pooled shares of the victim's key interpolate to."""
     held = {site: attacked.own(site)._held[VICTIM] for site in attacked.enrolment.hostile}
     return _opened(attacked, held, light_opening(attacked.software.plan))
+
+
+def pool_partials(attacked: HostileSum) -> NDArray[np.int32] | None:
+    """`paillier`: partial decryptions of the victim's ciphertexts under the pooled shares, combined as if they were enough."""
+    hostile = attacked.enrolment.hostile
+    plan = replace(attacked.software.plan, threshold=len(hostile))
+    opening = attacked.opening(attacked.enrolment.sites, plan)
+    for index, part in enumerate(attacked.sealed[VICTIM]):
+        opening.add(VICTIM, index, memoryview(part))
+    for site in hostile:
+        sealed = iter(attacked.sealed[VICTIM])
+        partials = attacked.own(site).disclose((VICTIM,), hostile, sealed)
+        for index, part in enumerate(partials):
+            opening.require_disclosure(site, index, part, (VICTIM,))
+    return attempt(lambda: opening.open((VICTIM,), hostile)).integers
 
 
 def _opened(

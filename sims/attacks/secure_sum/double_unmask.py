@@ -63,7 +63,7 @@ def open_twice(software: Software, subject: Subject, seed: int) -> tuple[Recover
     attacked = HostileSum(software, enrolment, vectors).seal_all()
     without = tuple(site for site in enrolment.sites if site != VICTIM)
     first = attempt(lambda: attacked.open(enrolment.sites, asked=enrolment.sites))
-    seeds = dict(attacked.disclosed)
+    seeds = attacked.disclosed
     second = attempt(lambda: attacked.open(without, asked=without))
     guess: NDArray[Any] | None = difference(first, second, 0)
     if subject.scheme == "mask":
@@ -78,12 +78,11 @@ def _open_with_both(attacked: HostileSum, seeds: dict[str, bytes]) -> NDArray[np
     """The victim's vector from the self seed disclosed first and the mask key disclosed last, if it was one."""
     sites = attacked.enrolment.sites
     roster = attacked.roster_of(sites)
-    asked_last = {site: attacked.disclosed[site] for site in sites if site != VICTIM}
     return open_with_secrets(
         masked_words(attacked.sealed[VICTIM], attacked.software.plan),
         VICTIM,
         seed=secret_of(shares_disclosed(seeds, sites, VICTIM), roster),
-        key=secret_of(shares_disclosed(asked_last, sites, VICTIM), roster),
+        key=secret_of(shares_disclosed(attacked.disclosed, sites, VICTIM), roster),
         roster=roster,
         plan=attacked.software.plan,
     )

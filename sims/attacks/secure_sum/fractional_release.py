@@ -96,7 +96,7 @@ def _sum_of_keys(attacked: HostileSum, survivors: Sequence[str], tools: RingOpen
     attacked.deal()
     for site in survivors:
         attacked.seal(site)
-    opened = attacked.open(survivors, asked=survivors)
+    opened = attacked.open(survivors, asked=survivors, helpers=len(survivors))
     sealed = tools.polynomial(attacked.sealed[survivors[0]])
     for site in survivors[1:]:
         sealed = tools.ring.add(sealed, tools.polynomial(attacked.sealed[site]))

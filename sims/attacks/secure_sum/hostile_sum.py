@@ -137,7 +137,7 @@ class HostileSum:
         self.boxes: dict[str, dict[str, bytes]] = {}
         self.sealed: dict[str, list[bytes]] = {}
         self.disclosed: dict[str, bytes] = {}
-        """What each site gave when it was last asked to help."""
+        """What each site gave when the sum was last opened."""
         self.confirmations: dict[str, bytes] = {}
         """Of the survivor set that was opened last."""
         self._hellos: dict[str, bytes] = {}
@@ -226,6 +226,7 @@ class HostileSum:
         asked: Sequence[str],
         sealed: Mapping[str, Sequence[bytes]] | None = None,
         roster: Sequence[str] | None = None,
+        helpers: int | None = None,
     ) -> NDArray[np.int32]:
         """Have the sites that are `asked` confirm and release one survivor set, and open its sum.
 
@@ -234,6 +235,7 @@ class HostileSum:
             asked: who is shown this set; the threshold's number of them at least.
             sealed: the vectors to add up and to relay; those of the survivors, as they came, by default.
             roster: the sites of the roster that those who are asked were shown; all by default.
+            helpers: how many of those who are asked are told to help; as many as it takes by default.
 
         Returns:
             The opened sum [dimension].
@@ -241,20 +243,21 @@ class HostileSum:
         Raises:
             SecureSumError: a site refused, or what it gave does not open anything.
         """
-        opening = self._opening(roster or tuple(self._parts))
+        self.disclosed = {}
+        opening = self.opening(roster or tuple(self._parts))
         for site, parts in (sealed or {name: self.sealed[name] for name in survivors}).items():
             for index, part in enumerate(parts):
-                opening.require_part(site, index, memoryview(part))
                 opening.add(site, index, memoryview(part))
         confirmations = {site: self.confirm(site, survivors) for site in asked}
         self.confirmations = confirmations
-        helpers = tuple(opening.begin_release(asked))
-        for site in helpers:
+        count = helpers or self.software.plan.threshold
+        responders = tuple(opening.begin_release(asked))[:count]
+        for site in responders:
             _, relayed = opening.relay(survivors)
-            disclosed = self.release(site, confirmations, asked=helpers, relayed=list(relayed))
+            disclosed = self.release(site, confirmations, asked=responders, relayed=list(relayed))
             for index, part in enumerate(disclosed):
                 opening.require_disclosure(site, index, part, survivors)
-        return opening.open(survivors, helpers)
+        return opening.open(survivors, responders)
 
     def roster_of(self, names: Sequence[str]) -> Roster:
         """The roster of these sites, as it is bound into everything that they sign and encrypt."""
@@ -264,9 +267,9 @@ class HostileSum:
             public={name: self.public[name] for name in sorted(names)},
         )
 
-    def _opening(self, names: Sequence[str]) -> CoordinatorScheme:
-        """A coordinator's scheme that has seen hello and share of these sites."""
-        opening = self.software.opening(self.software.plan)
+    def opening(self, names: Sequence[str], plan: SumPlan | None = None) -> CoordinatorScheme:
+        """A coordinator's scheme, for this plan or another, that has seen hello and share of these sites."""
+        opening = self.software.opening(plan or self.software.plan)
         for name in names:
             opening.require_public(name, self.public[name])
         roster = self.roster_of(names)

@@ -160,7 +160,10 @@ def _kept(scheme: SiteSchemeType, seed: int, rounds: int) -> Kept:
             site: _whole(update + generator.normal(0.0, DRIFT, DIMENSION), plan)
             for site, update in updates.items()
         }
-        attacked = HostileSum(software, enrolment, vectors, number=number).seal_all()
+        attacked = HostileSum(software, enrolment, vectors, number=number)
+        attacked.greet()
+        attacked.deal()
+        attacked.seal(VICTIM)
         kept.sealed.append(signed(masked_words(attacked.sealed[VICTIM], plan), plan))
         kept.updates.append(vectors[VICTIM])
     return kept

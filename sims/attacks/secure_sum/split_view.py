@@ -34,7 +34,11 @@ WEAK = "a bare majority confirms and opens"
 def split_views(subject: Subject, seed: int) -> list[Finding]:
     """Try both splits on ours and on the weak variant."""
     findings = []
-    for name, attack in (("survivors", split_survivors), ("roster", split_roster)):
+    views = {"survivors": split_survivors, "roster": split_roster}
+    if subject.software.plan.key_holder:
+        # A roster without the key holder opens nothing, and with it the victim is not alone among the attacker's sites.
+        del views["roster"]
+    for name, attack in views.items():
         row = AttackRow(attack=f"split view of the {name}", scheme=subject.scheme)
         ours, refusal = attack(subject.software, subject, seed)
         weak, _ = attack(subject.majority, subject, seed)

@@ -4,18 +4,27 @@ Five sites, of which so many are the attacker's as a plan stands against while t
 two different survivor sets never gather `confirmations` signatures each.
 """
 
+import functools
 from dataclasses import dataclass
 
 from privacy.secagg.ckks import CkksCoordinator, CkksSite
 from privacy.secagg.ckks_light import CkksLightCoordinator, CkksLightSite
+from privacy.secagg.key_store import MemoryKeyStore
 from privacy.secagg.mask import MaskCoordinator, MaskSite
+from privacy.secagg.paillier import PaillierSite
 from privacy.secagg.plan import Scheme, SumPlan, sum_threshold
 from sims.attacks.secure_sum.hostile_sum import SiteSchemeType, Software
 from sims.attacks.secure_sum.weak_masks import RememberingMaskSite
+from sims.attacks.secure_sum.weak_paillier import (
+    CarelessPaillierCoordinator,
+    RememberingPaillierSite,
+    TrustingPaillierSite,
+)
 from sims.attacks.secure_sum.weak_plans import MajorityPlan
 from sims.attacks.secure_sum.weak_rings import RememberingLightSite
 
 SITES = 5
+KEY_HOLDER = "site-1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +97,36 @@ def light_subject(*, sites: int = SITES, dimension: int = 512) -> Subject:
     )
 
 
-def _plan(scheme: Scheme, sites: int, dimension: int) -> SumPlan:
+def paillier_subject(*, sites: int = SITES, dimension: int = 100) -> Subject:
+    """`paillier` among so many sites; the key holder is honest, or there would be nothing to attack."""
+    return Subject(
+        software=Software(
+            plan=_plan("paillier", sites, dimension, key_holder=KEY_HOLDER),
+            scheme=with_ready_key(PaillierSite),
+            opening=CarelessPaillierCoordinator,
+            hostile_scheme=with_ready_key(TrustingPaillierSite),
+        ),
+        compliant=with_ready_key(RememberingPaillierSite),
+    )
+
+
+def with_ready_key(scheme: SiteSchemeType) -> SiteSchemeType:
+    """The scheme, with a key holder that has made its key before: that takes seconds."""
+    return lambda plan, site, store: scheme(
+        plan, site, MemoryKeyStore(_ready_key()) if site == plan.key_holder else store
+    )
+
+
+@functools.cache
+def _ready_key() -> bytes:
+    store = MemoryKeyStore()
+    PaillierSite(_plan("paillier", SITES, 100, key_holder=KEY_HOLDER), KEY_HOLDER, store)
+    return store.load() or b""
+
+
+def _plan(scheme: Scheme, sites: int, dimension: int, *, key_holder: str = "") -> SumPlan:
     return SumPlan(
+        key_holder=key_holder,
         scheme=scheme,
         dimension=dimension,
         max_sites=sites,
