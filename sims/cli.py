@@ -27,6 +27,12 @@ SecureSum = Annotated[
     str | None,
     typer.Option(help="How contributions are added: mask, ckks, ckks-light, paillier or plain."),
 ]
+Tier = Annotated[
+    str | None,
+    typer.Option(
+        help="Size of the model, instead of the scenario's; with paillier, which is for short vectors, cpu-small."
+    ),
+]
 SCENARIOS = ("heart", "credit")
 PIPE_WIDTH = 130
 BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -40,7 +46,7 @@ def _quiet() -> None:
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913 - the options of a command
     scenario: Annotated[str, typer.Argument(help=f"One of: {', '.join(SCENARIOS)}.")],
     seed: Annotated[int, typer.Option(min=0, help="Which patients are held out.")] = 0,
     seeds: Annotated[
@@ -58,6 +64,7 @@ def run(
         bool, typer.Option("--no-dp", help="Without differential privacy, reproducible.")
     ] = False,
     secure_sum: SecureSum = None,
+    tier: Tier = None,
     out: Annotated[
         Path | None, typer.Option(help="Keep ledger, models and sites in this new folder.")
     ] = None,
@@ -74,11 +81,9 @@ def run(
     if scenario not in SCENARIOS:
         raise typer.BadParameter(f"{scenario!r} is none of {', '.join(SCENARIOS)}.")
     epsilons = epsilon or []
-    changes: dict[str, Any] = {}
+    changes = _changes(secure_sum, tier)
     if rounds is not None:
         changes["rounds"] = rounds
-    if secure_sum is not None:
-        changes["secure_sum"] = {"scheme": secure_sum}
     try:
         if seeds > 1:
             if no_dp or out is not None:
@@ -173,6 +178,7 @@ def demo(
     scenario: Annotated[str, typer.Option(help=f"One of: {', '.join(SCENARIOS)}.")] = "heart",
     seeds: Annotated[int, typer.Option(min=1, help="Splits of the patients to compare over.")] = 5,
     secure_sum: SecureSum = None,
+    tier: Tier = None,
     no_dp: Annotated[
         bool, typer.Option("--no-dp", help="Without differential privacy, reproducible.")
     ] = False,
@@ -185,9 +191,7 @@ def demo(
 
     if out.exists() and any(out.iterdir()) and not (out / "coordinator").is_dir():
         raise typer.BadParameter(f"{out} is not a folder that a demo left; name another.")
-    changes: dict[str, Any] = {}
-    if secure_sum is not None:
-        changes["secure_sum"] = {"scheme": secure_sum}
+    changes = _changes(secure_sum, tier)
     if no_dp:
         changes |= {"privacy": {"mechanism": "none"}, "seed": 0}
     shutil.rmtree(out, ignore_errors=True)
@@ -203,6 +207,18 @@ def demo(
         typer.echo(json.dumps(found.as_json()))
     else:
         show(found, _paper())
+
+
+def _changes(secure_sum: str | None, tier: str | None) -> dict[str, Any]:
+    """What the options change of a scenario's run."""
+    changes: dict[str, Any] = {}
+    if secure_sum is not None:
+        changes["secure_sum"] = {"scheme": secure_sum}
+    if tier is None and secure_sum == "paillier":
+        tier = "cpu-small"
+    if tier is not None:
+        changes["tier"] = tier
+    return changes
 
 
 def _paper() -> Console:

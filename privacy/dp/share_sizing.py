@@ -29,7 +29,7 @@ LARGEST_ROUNDING = 0.25
 LEAST_VALUE_BITS = 8
 MOST_VALUE_BITS = 25
 """Integers of one site up to 2**24 are exact in float32, in which vectors travel."""
-EXACT_SCHEMES = ("mask", "paillier")
+HIDING_SCHEMES = ("mask", "ckks", "ckks-light", "paillier")
 """Secure sums that open the integers as they add up, and nothing of the single ones."""
 
 
@@ -55,16 +55,14 @@ class ShareSizing:
 
 
 def scheme_problem(scheme: str) -> str:
-    """Why the noise of a sum cannot be shared among sites under this scheme; empty if it can."""
-    if scheme in EXACT_SCHEMES:
+    """Why the noise of a sum cannot be shared among sites under this scheme; empty if it can.
+
+    The scheme must add integers exactly and hide single vectors: what an error adds could depend on them.
+    """
+    if scheme in HIDING_SCHEMES:
         return ""
-    allowed = " or ".join(f'"{name}"' for name in EXACT_SCHEMES)
-    if scheme == "plain":
-        return f'secure_sum scheme "plain" shows every site\'s share of the noise; use {allowed}'
-    return (
-        f'secure_sum scheme "{scheme}" opens a sum with an error that depends on the single vectors, so more leaves than '
-        f"the noised sum; use {allowed}"
-    )
+    allowed = ", ".join(f'"{name}"' for name in HIDING_SCHEMES)
+    return f'secure_sum scheme "{scheme}" shows every site\'s share of the noise; use one of {allowed}'
 
 
 def share_noise_multiplier(target: float, honest_sites: int) -> float:

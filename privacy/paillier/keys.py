@@ -6,7 +6,7 @@ r = base**a with base = h**n modulo n**2, published with the key, and a random e
 - `djn-half`, the conservative one: h = -y**2 for a random y, and a has half the bits of n. That short a are as good as
   long ones modulo n is the assumption of Damgard, Jurik and Nielsen; without short exponents it is Paillier's alone.
 - `subgroup`, the fast one: p - 1 = 2 * a_p * t_p and q - 1 = 2 * a_q * t_q with primes a_p and a_q of 256 bits, and
-  h = -y**(2 * t_p * t_q) has order 2 * a_p * a_q. Exponents of 640 bits are within 2**-126 of uniform in that subgroup.
+  h = -y**(2 * t_p * t_q) has order 2 * a_p * a_q. Exponents of 576 bits are within 2**-63 of uniform in that subgroup.
   The assumption added: n-th powers from this subgroup look like any others (Paillier 1999, scheme 3; Jost, Ha, Maurer
   2015), and n with such factors is as hard to factor. Finding a_p by collisions takes 2**128 steps. The holder decrypts
   with exponents of 257 bits; a ciphertext outside the subgroup must be refused, without saying why (`decrypt`).
@@ -27,7 +27,7 @@ from privacy.secagg.plan import LEAST_KEY_BITS, MOST_KEY_BITS, Obfuscation
 
 ORDER_BITS = 256
 """Of the primes a_p and a_q."""
-SUBGROUP_EXPONENT_BITS = 2 * ORDER_BITS + 128
+SUBGROUP_EXPONENT_BITS = 2 * ORDER_BITS + 64
 
 
 @dataclass(frozen=True, kw_only=True)

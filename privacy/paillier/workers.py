@@ -17,8 +17,8 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 MOST_WORKERS = 8
-WORTHWHILE_SECONDS = 2.0
-"""Of work: starting workers takes half a second."""
+WORTHWHILE_SECONDS = 10.0
+"""Of work: a worker imports what the program imports, which may take seconds."""
 
 
 class Workers:

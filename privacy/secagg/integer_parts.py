@@ -40,7 +40,7 @@ class IntegerParts:
             raise MessageRefused(
                 site=site,
                 leg="seal",
-                reason=f"part {index} of {self.count} holds {len(part)} bytes, expected {expected}.",
+                reason=f"part {index}: {len(part)} bytes, expected {expected}.",
             )
 
     def read(self, site: str, index: int, part: memoryview) -> NDArray[np.uint32]:

@@ -111,7 +111,7 @@ class MaskSite:
         plus = [_self_stream(self._self_seed, self._roster.scope, self._site)]
         minus: list[bytes] = []
         for peer in boxes:
-            key = _pair_stream(self._mask_key, self._roster, self._rules, own=self._site, peer=peer)
+            key = pair_stream(self._mask_key, self._roster, self._rules, own=self._site, peer=peer)
             if key is not None:
                 (plus if self._site < peer else minus).append(key)
         apply_streams(self._vector, plus=plus, minus=minus)
@@ -272,7 +272,7 @@ class MaskCoordinator:
             found = key.public_key().public_bytes_raw()
             _require_dealt(found == self._roster.public[dealer][32:64], dealer)
             for peer in survivors:
-                stream = _pair_stream(key, self._roster, self._rules, own=dealer, peer=peer)
+                stream = pair_stream(key, self._roster, self._rules, own=dealer, peer=peer)
                 if stream is not None:
                     # The survivor added it if its name comes first.
                     (minus if peer < dealer else plus).append(stream)
@@ -317,7 +317,7 @@ def _new_scalar() -> bytes:
             return bytes(scalar)
 
 
-def _pair_stream(
+def pair_stream(
     own_key: X25519PrivateKey, roster: Roster, rules: Neighbourhoods, *, own: str, peer: str
 ) -> bytes | None:
     """Key of the stream between two sites, None if they have none; the same from either side."""

@@ -103,7 +103,7 @@ def exposure(sites: int, *, fewest: int, colluders: int, neighbours: int = NEIGH
     )
     unpaired = 1.0 - neighbours / (sites - 1)
     shared = max(0, 2 * fewest - sites - colluders)
-    bound = sites * opened + _disconnected(fewest - colluders, unpaired)
+    bound = sites * opened + disconnection(fewest - colluders, unpaired)
     return min(1.0, bound + sites * unpaired**shared)
 
 
@@ -143,7 +143,7 @@ def hypergeometric_tail(population: int, marked: int, *, drawn: int, least: int)
     return ways / math.comb(population, drawn)
 
 
-def _disconnected(sites: int, unpaired: float) -> float:
+def disconnection(sites: int, unpaired: float) -> float:
     """Probability, at most, that the graph of pairs among so many sites is not connected.
 
     Sum over the smaller sides of all cuts, each without any pair across (Erdos and Renyi 1959).

@@ -146,22 +146,14 @@ def test_contributions_leave_the_room_as_rarely_as_stated() -> None:
     assert (releases > largest).sum() < 0.05 * 10_000
 
 
-@pytest.mark.parametrize("scheme", ["mask", "paillier"])
-def test_exact_sums_may_carry_shared_noise(scheme: str) -> None:
+@pytest.mark.parametrize("scheme", ["mask", "ckks", "ckks-light", "paillier"])
+def test_sums_that_hide_single_vectors_may_carry_shared_noise(scheme: str) -> None:
     assert scheme_problem(scheme) == ""
 
 
-@pytest.mark.parametrize(
-    ("scheme", "reason"),
-    [
-        ("plain", "shows every site's share"),
-        ("ckks", "error that depends on the single vectors"),
-        ("ckks-light", "error that depends on the single vectors"),
-        ("anything else", "error that depends"),
-    ],
-)
-def test_other_sums_may_not_and_the_reason_is_told(scheme: str, reason: str) -> None:
-    assert reason in scheme_problem(scheme)
+@pytest.mark.parametrize("scheme", ["plain", "anything else"])
+def test_other_sums_may_not_and_the_reason_is_told(scheme: str) -> None:
+    assert "shows every site's share" in scheme_problem(scheme)
 
 
 @pytest.mark.parametrize("value_bits", [12, 16, 24, 25])

@@ -247,15 +247,17 @@ def test_powers_from_any_comb_are_those_of_python(exponents, teeth_for):
     assert fixed_powers(encoded, mpz(3), MODULUS, comb) == expected
 
 
-@pytest.mark.parametrize("exponent_bits", [640, 1536])
+@pytest.mark.parametrize("exponent_bits", [576, 1536])
 def test_a_few_powers_need_no_table_and_many_a_larger_one(exponent_bits):
     combs = [
         best_comb(count, exponent_bits=exponent_bits, modulus_bits=6144)
         for count in (1, 20, 200, 20_000)
     ]
+    entries = [comb.entries for comb in combs if comb]
     assert combs[0] is None
-    assert combs[1].entries < combs[2].entries < combs[3].entries
-    assert combs[3].entries * (6144 // 8 + 48) <= MOST_TABLE_BYTES
+    assert len(entries) == 3
+    assert entries == sorted(set(entries))
+    assert entries[-1] * (6144 // 8 + 48) <= MOST_TABLE_BYTES
 
 
 @pytest.mark.parametrize("count", [2, 5, 20, 200, 5000])

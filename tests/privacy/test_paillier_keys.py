@@ -90,6 +90,7 @@ def test_the_base_is_an_nth_power_with_jacobi_symbol_one(name):
 @pytest.mark.parametrize("name", [name for name in PAIRS if name.startswith("subgroup")])
 def test_the_base_of_a_subgroup_key_has_twice_the_product_of_the_orders_as_its_order(name):
     pair = PAIRS[name]
+    assert pair.orders is not None
     p_order, q_order = pair.orders
     square, base = pair.public.square, pair.public.base
     whole = 2 * p_order * q_order
@@ -99,7 +100,7 @@ def test_the_base_of_a_subgroup_key_has_twice_the_product_of_the_orders_as_its_o
 
 
 def test_a_subgroup_prime_is_twice_two_primes_plus_one():
-    told = []
+    told: list[str] = []
     prime, order = subgroup_prime(576, order_bits=256, progress=told.append)
     cofactor = (prime - 1) // (2 * order)
     assert prime == 2 * order * cofactor + 1

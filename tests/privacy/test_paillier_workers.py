@@ -59,8 +59,8 @@ def test_work_is_done_elsewhere_and_by_no_more_than_asked_for(two):
 
 @pytest.mark.processes
 def test_fixed_powers_are_bit_for_bit_those_of_one_process(two):
-    exponents = [bytes([number]) * 80 for number in range(20)]
-    comb = best_comb(20, exponent_bits=640, modulus_bits=2304)
+    exponents = [bytes([number]) * 72 for number in range(20)]
+    comb = best_comb(20, exponent_bits=576, modulus_bits=2304)
     facts = (PUBLIC.base, PUBLIC.square, comb)
     assert two.spread(fixed_powers, exponents, *facts) == fixed_powers(exponents, *facts)
 

@@ -4,6 +4,7 @@ Turns, restarts and what a site refuses of itself: `test_secagg_turns`. Dishones
 """
 
 import gc
+import itertools
 import os
 import tracemalloc
 
@@ -25,14 +26,16 @@ from tests.privacy.secagg_cohort import (
     plan_of,
 )
 
-SIZES = [1, 2, 4096, 8192, 8193, 65_537, PART_COORDINATES, 2 * PART_COORDINATES + 1]
+SIZES = [1, 2, 4096, 8193, PART_COORDINATES, 2 * PART_COORDINATES + 1]
 MULTIPART = PART_COORDINATES + 1
 every_kind = pytest.mark.parametrize("kind", KINDS)
 robust_kind = pytest.mark.parametrize("kind", ROBUST_KINDS)
 bulk_kind = pytest.mark.parametrize("kind", BULK_KINDS)
 
 
-@pytest.mark.parametrize(("kind", "dimension"), [*crossed(ROBUST_KINDS, SIZES), ("paillier", 333)])
+@pytest.mark.parametrize(
+    ("kind", "dimension"), [*itertools.product(BULK_KINDS, SIZES), ("paillier", 333)]
+)
 def test_the_sum_is_exactly_the_sum_of_integers(kind, dimension):
     cohort = Cohort(plan_of(kind, dimension=dimension))
     result = cohort.play_all()
@@ -40,15 +43,17 @@ def test_the_sum_is_exactly_the_sum_of_integers(kind, dimension):
     assert (result.integers == cohort.exact_sum(cohort.sites)).all()
 
 
-@every_kind
-@pytest.mark.parametrize("count", [2, 3, 4, 6])
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [*itertools.product(KINDS, [2, 3]), *itertools.product([*BULK_KINDS, *FRAGILE_KINDS], [4, 6])],
+)
 def test_other_cohort_sizes_sum_exactly(kind, count):
     cohort = Cohort(plan_of(kind, count=count), count=count)
     assert (cohort.play_all().integers == cohort.exact_sum(cohort.sites)).all()
 
 
 SIXTY = [
-    pytest.param(kind, marks=pytest.mark.slow if kind in ("ckks-3-of-5", "paillier") else ())
+    pytest.param(kind, marks=pytest.mark.slow if kind not in ("mask", "plain") else ())
     for kind in ROBUST_KINDS
 ]
 
@@ -63,7 +68,7 @@ def test_sixty_sites_with_a_full_modulus_sum_exactly_when_one_drops_in_every_leg
     assert (result.integers == cohort.exact_sum(result.sites)).all()
 
 
-@pytest.mark.parametrize(("kind", "dtype"), crossed(KINDS, [np.float32, np.float64]))
+@pytest.mark.parametrize(("kind", "dtype"), crossed(BULK_KINDS, [np.float32, np.float64]))
 def test_values_are_the_sum_of_clipped_values_within_a_step_each(kind, dtype):
     plan = plan_of(kind, dimension=1000)
     generator = np.random.default_rng(2)
@@ -105,7 +110,7 @@ def test_a_drop_in_the_middle_of_a_message_leaves_the_exact_sum(kind, leg, survi
     assert (result.integers == cohort.exact_sum(result.sites)).all()
 
 
-@robust_kind
+@bulk_kind
 def test_drops_in_several_legs_leave_the_exact_sum_of_the_survivors(kind):
     cohort = Cohort(plan_of(kind, count=8), count=8)
     result = cohort.play_all(drop={"share": ["site-2"], "seal": ["site-6"]})
@@ -113,7 +118,7 @@ def test_drops_in_several_legs_leave_the_exact_sum_of_the_survivors(kind):
     assert result.sites == ("site-0", "site-1", "site-3", "site-4", "site-5", "site-7")
 
 
-@robust_kind
+@bulk_kind
 def test_drops_after_sealing_lose_nobodys_vector(kind):
     cohort = Cohort(plan_of(kind, count=8), count=8)
     result = cohort.play_all(drop={"confirm": ["site-2"], "release": ["site-4"]})
@@ -184,7 +189,7 @@ def test_an_attempt_that_was_lost_does_not_harm_the_next(kind):
     assert (again.play_all().integers == again.exact_sum(again.sites)).all()
 
 
-@robust_kind
+@bulk_kind
 def test_fewer_of_the_same_sites_sum_exactly_in_the_next_attempt(kind):
     cohort = Cohort(plan_of(kind))
     cohort.play_all()
@@ -192,7 +197,7 @@ def test_fewer_of_the_same_sites_sum_exactly_in_the_next_attempt(kind):
     assert (fewer.play_all().integers == fewer.exact_sum(fewer.sites)).all()
 
 
-@every_kind
+@bulk_kind
 def test_a_site_that_lost_what_it_keeps_takes_part_in_the_next_attempt(kind):
     cohort = Cohort(plan_of(kind))
     cohort.play_all()
@@ -262,7 +267,7 @@ def test_the_site_that_makes_the_key_may_drop_once_it_dealt_it():
 
 @bulk_kind
 def test_interleaved_uploads_take_the_memory_of_one_vector(kind):
-    dimension = 6 * PART_COORDINATES
+    dimension = 4 * PART_COORDINATES
     cohort = Cohort(plan_of(kind, count=3, dimension=dimension), count=3).play_before("seal")
     uploads = [[(site, part) for part in cohort.answer("seal", site)] for site in cohort.sites]
     tracemalloc.start()

@@ -69,7 +69,7 @@ def test_identity_keys_that_are_not_sound_are_refused(change, why):
 @pytest.mark.parametrize(
     "change",
     [
-        {"max_sites": 65},
+        {"max_sites": 1001},
         {"max_sites": 1},
         {"quorum": 1},
         {"quorum": 6},

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from privacy.randomness import OsRandom
 from privacy.secagg.envelopes import SIGNATURE_BYTES, scope_of
-from privacy.secagg.errors import SecureSumError
+from privacy.secagg.errors import QuorumLost, SecureSumError
 from privacy.secagg.key_store import KeyStore, MemoryKeyStore
 from privacy.secagg.messages import FRAME_HEADER, decode_sites, encode_sites, frames_of, split
 from privacy.secagg.plan import SumPlan
@@ -251,7 +251,7 @@ class HostileSum:
         confirmations = {site: self.confirm(site, survivors) for site in asked}
         self.confirmations = confirmations
         count = helpers or self.software.plan.threshold
-        responders = tuple(opening.begin_release(asked))[:count]
+        responders = _willing(opening, asked)[:count]
         for site in responders:
             _, relayed = opening.relay(survivors)
             disclosed = self.release(site, confirmations, asked=responders, relayed=list(relayed))
@@ -313,6 +313,14 @@ def attempt(request: Callable[[], NDArray[np.int32]]) -> Outcome:
         return Outcome(integers=request())
     except SecureSumError as error:
         return Outcome(integers=None, refusal=str(error))
+
+
+def _willing(opening: CoordinatorScheme, asked: Sequence[str]) -> tuple[str, ...]:
+    """Whom a coordinator would ask for help; where an honest one gives up, the attacker asks everybody nevertheless."""
+    try:
+        return tuple(opening.begin_release(asked))
+    except QuorumLost:
+        return tuple(asked)
 
 
 def steps_of(values: NDArray[np.float64], plan: SumPlan) -> NDArray[np.int64]:

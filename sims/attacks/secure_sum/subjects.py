@@ -46,7 +46,7 @@ class Subject:
     @property
     def liars(self) -> int:
         """Most sites of five that may lie together with the coordinator."""
-        return 2 * self.software.plan.confirmations(SITES) - SITES - 1
+        return self.software.plan.withstands(SITES)
 
     @property
     def majority(self) -> Software:
