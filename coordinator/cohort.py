@@ -16,7 +16,7 @@ from coordinator.ledger.records import Site
 from coordinator.ledger.store import LedgerStore
 from coordinator.run_spec import RunSpec
 from coordinator.wire.plan import RoundPlan
-from coordinator.wire.records import MAX_SITES, RoundTask, decode_outcome, encode_task
+from coordinator.wire.records import RoundTask, decode_outcome, encode_task
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +52,12 @@ class Cohort:
             waited = time.monotonic() - start
             if len(online) >= self._spec.sites:
                 self._given_up.clear()
-                return online[:MAX_SITES]
+                return online[: self._spec.most_sites]
             if len(online) >= self._spec.fewest_sites and (
                 (missing and missing <= self._given_up) or waited > self._spec.timing.join_seconds
             ):
                 self._given_up = missing
-                return online[:MAX_SITES]
+                return online[: self._spec.most_sites]
             if waited > self._spec.timing.online_seconds:
                 raise QuorumError(
                     f"Run {self._run_id}: {len(online)} sites online ({', '.join(online) or 'none'}) after "

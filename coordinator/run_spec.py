@@ -15,6 +15,7 @@ from coordinator.errors import ConfigError
 from coordinator.wire.channel import MAX_DEADLINE_SECONDS, MAX_SILENCE_SECONDS
 from coordinator.wire.charges import side_events
 from coordinator.wire.plan import PrivacyPlan, TrainingPlan
+from coordinator.wire.records import MAX_SITES
 from coordinator.wire.robustness import (
     RobustPlan,
     Rule,
@@ -28,8 +29,8 @@ from model.config import TIERS, ModelConfig
 from model.parameters import parameter_count
 from model.schema import TableSchema, load_schema
 from privacy.dp.accounting import calibrate_noise
-from privacy.fixed_point import FixedPoint
-from privacy.secagg.plan import Obfuscation, Scheme, smallest_threshold
+from privacy.fixed_point import MODULUS_BITS, FixedPoint
+from privacy.secagg.plan import MOST_SITES, Obfuscation, Scheme, SumPlan, smallest_threshold
 
 MAX_ROUND_SECONDS = MAX_DEADLINE_SECONDS - MAX_SILENCE_SECONDS
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -109,7 +110,7 @@ class RunSpec:
     rounds: int = Field(ge=1, le=10_000)
     spare_attempts: int = Field(default=2, ge=0)
     """Attempts beyond `rounds` that the privacy budget is calibrated for: a failed attempt costs one."""
-    sites: int = Field(ge=1, le=64)
+    sites: int = Field(ge=1, le=MAX_SITES)
     """Sites to wait for before a round starts; a round starts with fewer, from the quorum up, after `join_seconds`."""
     quorum: int = Field(ge=1)
     """Fewest sites over whose vectors a sum may be opened; with several groups, in each of them."""
@@ -128,6 +129,12 @@ class RunSpec:
     def least_group(self) -> int:
         """Fewest sites in a group."""
         return least_group(self.secure_sum.scheme, self.quorum, groups=self.robust.groups)
+
+    @property
+    def most_sites(self) -> int:
+        """Sites of the largest cohort that the scheme of the sum, its modulus and the exchange have room for."""
+        dealing = MAX_SITES if self.secure_sum.scheme == "mask" else MOST_SITES
+        return min(dealing, 1 << (MODULUS_BITS - self.secure_sum.value_bits))
 
     @property
     def fewest_sites(self) -> int:
@@ -242,6 +249,11 @@ def _require_consistent(spec: RunSpec, path: Path) -> None:
         _largest_encoding(spec)
     except ValueError as error:
         raise ConfigError(f"{path}: secure_sum: {error}") from error
+    if spec.sites > spec.most_sites:
+        raise ConfigError(
+            f'{path}: secure_sum: scheme="{spec.secure_sum.scheme}" takes at most {spec.most_sites} sites, found '
+            f"sites={spec.sites}; only mask takes more than {MOST_SITES}."
+        )
     if spec.privacy.is_private and spec.privacy.count_epsilon <= 0:
         raise ConfigError(
             f"{path}: count_epsilon={spec.privacy.count_epsilon} must be positive: a site's weight in the mean is its "
@@ -264,13 +276,27 @@ def _require_distributable(spec: RunSpec, path: Path) -> None:
         spec.training,
         scheme=spec.secure_sum.scheme,
         quorum=spec.quorum,
-        withstood=min(2 * smallest_threshold(sites) - sites - 1 for sites in cohorts),
+        withstood=min(_withstood(spec, sites) for sites in cohorts),
         encoding=_largest_encoding(spec),
         parameters=parameter_count(spec.model, spec.table),
         update_range=spec.secure_sum.update_range,
     )
     if problem:
         raise ConfigError(f"{path}: {problem}.")
+
+
+def _withstood(spec: RunSpec, sites: int) -> int:
+    """Sites of a cohort of so many that may lie together with the coordinator; all schemes stand as many as `mask`."""
+    plan = SumPlan(
+        scheme="mask",
+        dimension=1,
+        max_sites=sites,
+        quorum=spec.quorum,
+        threshold=smallest_threshold(sites),
+        value_range=1.0,
+        value_bits=spec.secure_sum.value_bits,
+    )
+    return plan.withstands(sites)
 
 
 def _require_robust(spec: RunSpec, path: Path) -> None:

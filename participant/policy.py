@@ -26,7 +26,7 @@ from participant.policy_clauses import (
 )
 from privacy.dp.accounting import epsilon_spent
 from privacy.dp.events import Event
-from privacy.secagg.plan import Scheme
+from privacy.secagg.plan import MOST_MASKED_SITES, Scheme
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 EpsilonOf = Callable[[Sequence[Event], float], float]
@@ -48,9 +48,9 @@ class SitePolicy:
     """Largest delta of one run."""
     minimum_noise_multiplier: float = Field(default=0.3, ge=0)
     """Least noise on a clipped sum, in units of the clipping norm."""
-    minimum_cohort: int = Field(default=3, ge=1, le=64)
+    minimum_cohort: int = Field(default=3, ge=1, le=MOST_MASKED_SITES)
     """Fewest sites asked in a round. With two, each reads the other's update off the sum."""
-    minimum_quorum: int = Field(default=3, ge=1, le=64)
+    minimum_quorum: int = Field(default=3, ge=1, le=MOST_MASKED_SITES)
     """Fewest sites whose sum may be opened, also where the cohort is split into groups with a sum each."""
     max_update_norm: float | None = Field(default=None, gt=0)
     """Largest L2 norm of this site's change; a longer one is shortened to it before it is sealed. None: no bound."""

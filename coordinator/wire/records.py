@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, RecordDict
 
+from coordinator.wire.channel import MAX_ENDPOINTS
 from coordinator.wire.plan import SignedPlan
 
 TASK = "concord.task"
 OUTCOME = "concord.outcome"
-MAX_SITES = 64
+MAX_SITES = MAX_ENDPOINTS - 1
+"""What one session of the exchange seats beside the coordinator."""
 
 
 @dataclass(frozen=True, kw_only=True)

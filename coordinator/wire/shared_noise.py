@@ -147,11 +147,8 @@ def distributed_problem(
 
 
 def colluders_withstood(total: SumPlan, sites: int) -> int:
-    """Sites of a cohort of so many that may lie together with the coordinator, and learn only sums over a quorum.
-
-    t sites open anything. And two survivor sets that both gather x signatures need 2x - n sites that sign both.
-    """
-    return max(0, min(2 * total.confirmations(sites) - sites, total.threshold) - 1)
+    """Sites of a cohort of so many that may lie together with the coordinator, and learn only sums over a quorum."""
+    return total.withstands(sites)
 
 
 def _step_problem(privacy: PrivacyPlan, training: TrainingPlan) -> str:

@@ -13,8 +13,8 @@ neighbours on either side, two arcs of 50 that are said to be lost leave two sum
 are enough to open both. Nobody can aim at edges that are drawn later, or hidden.
 
 `exposure` bounds the probability that chance alone undoes this, for the worst that the coordinator and c sites can do,
-chosen before the sum began. Three things must not happen at any honest site; f is the fewest sites of any set that
-an honest site accepts:
+chosen before the sum began. Three things must not happen at any honest site; f signatures on one survivor set are needed,
+and no honest site accepts a smaller set of any kind:
 
 1. Of its holders, enough to restore a secret are dishonest: hypergeometric. The roster may have been cut down to f.
 2. The honest survivors, at least f - c, fall apart: into two sets without a pair between them they would be two sums.
@@ -89,7 +89,7 @@ def exposure(sites: int, *, fewest: int, colluders: int, neighbours: int = NEIGH
 
     Args:
         sites: of the cohort.
-        fewest: sites without which no honest site goes on, at most `sites`.
+        fewest: signatures that are needed, at most `sites`.
         colluders: sites that lie together with the coordinator.
         neighbours: of one site.
     """

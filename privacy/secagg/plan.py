@@ -131,7 +131,7 @@ class SumPlan:
         most = max(0, min(2 * self.confirmations(sites) - sites, self.threshold) - 1)
         if self.scheme != "mask":
             return most
-        return max(0, most_colluders(sites, fewest=self.fewest_survivors(sites), most=most))
+        return max(0, most_colluders(sites, fewest=self.confirmations(sites), most=most))
 
     def require_cohort(self, sites: Collection[str]) -> None:
         """Raise ValueError unless this plan is safe and possible for exactly these sites."""

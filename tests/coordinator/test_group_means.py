@@ -77,6 +77,8 @@ def test_the_plain_mean_over_groups_is_the_mean_over_one_sum(plan):
     np.testing.assert_allclose(found.mean.change, expected.change, atol=1e-6)
     assert found.mean.weight == pytest.approx(expected.weight, abs=1e-6)
     assert found.mean.loss == pytest.approx(expected.loss, abs=1e-5)
+    assert found.mean.loads is not None
+    assert expected.loads is not None
     np.testing.assert_allclose(found.mean.loads, expected.loads, atol=1e-6)
 
 
@@ -125,6 +127,8 @@ def test_scores_and_loads_are_those_of_the_middle_group(plan):
     found = mean_of_groups(plan, sums).mean
     # Per patient all honest groups say the same: loads of one per patient, so per unit of the weight cap.
     steps = plan.training.local_steps
+    assert found.loads is not None
+    assert found.counts is not None
     np.testing.assert_allclose(found.loads, found.weight / steps, rtol=1e-3)
     assert (found.counts > 0).all()
     assert found.counts.max() < 3 * found.counts.min()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.strategies.robust import RULES, geometric_median, robust_change
-from coordinator.wire.robustness import fewest_groups
+from coordinator.wire.robustness import Rule, fewest_groups
 
 EVERY_RULE = sorted(RULES)
 PER_COORDINATE = ["median", "trimmed-mean"]
@@ -24,7 +24,7 @@ def honest(count: int, seed: int) -> list[np.ndarray]:
     ]
 
 
-def attacked(rule: str, malicious: int, seed: int, size: float) -> tuple[np.ndarray, np.ndarray]:
+def attacked(rule: Rule, malicious: int, seed: int, size: float) -> tuple[np.ndarray, np.ndarray]:
     """The result with as many malicious groups as the rule stands, and the honest changes."""
     groups = fewest_groups(rule, malicious)
     good = honest(groups - malicious, seed)

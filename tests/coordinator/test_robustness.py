@@ -97,7 +97,7 @@ def test_groups_hold_every_site_once_and_differ_by_one_site_at_most(count, data)
 def test_any_two_sites_meet_in_a_group_as_often_as_chance_has_it():
     """Twelve sites in three groups: a pair meets with probability 3/11. With 2000 draws a pair is off by 5 standard
     deviations (0.05) with probability 6e-7, any of 66 with 4e-5."""
-    meetings = Counter()
+    meetings: Counter[tuple[str, str]] = Counter()
     draws = 2000
     for _ in range(draws):
         for group in draw_groups(TWELVE, 3):

@@ -11,10 +11,9 @@ from coordinator.rounds import (
     begin_aggregation,
     commit_round,
     open_round,
-    sum_threshold,
 )
 from model.parameters import parameter_count
-from privacy.secagg.plan import smallest_threshold
+from privacy.secagg.plan import smallest_threshold, sum_threshold
 from tests.sims.small_federation import SITES, small_plan, small_spec
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from coordinator.errors import ConfigError
@@ -88,7 +90,7 @@ def test_loads_with_too_little_noise_leave_nothing_for_the_gradients(tmp_path):
         small_spec(tmp_path, **changes)
 
 
-DISTRIBUTED = {
+DISTRIBUTED: dict[str, Any] = {
     "privacy": {"mechanism": "distributed-dp", "honest_sites": 3},
     "training": {"local_steps": 1},
     "secure_sum": {"update_range": 256.0},
@@ -147,6 +149,7 @@ def test_exact_sums_may_carry_shared_noise(tmp_path, secure_sum):
 
 def test_what_shared_noise_takes_is_told_before_the_run(tmp_path):
     facts = noise_facts(small_spec(tmp_path, **DISTRIBUTED))
+    assert facts is not None
     assert (facts.value_bits, facts.modulus_bits, facts.honest_sites) == (24, 26, 3)
     assert facts.bits_needed < 24
     assert 0.0 < facts.clipped_noise <= 3 * 2.0**-100
@@ -156,9 +159,12 @@ def test_what_shared_noise_takes_is_told_before_the_run(tmp_path):
 
 
 def test_as_few_bits_as_are_needed_are_accepted(tmp_path):
-    needed = noise_facts(small_spec(tmp_path, **DISTRIBUTED)).bits_needed
-    secure_sum = DISTRIBUTED["secure_sum"] | {"value_bits": needed}
+    before = noise_facts(small_spec(tmp_path, **DISTRIBUTED))
+    assert before is not None
+    needed = before.bits_needed
+    secure_sum: Any = {**DISTRIBUTED["secure_sum"], "value_bits": needed}
     facts = noise_facts(small_spec(tmp_path, **(DISTRIBUTED | {"secure_sum": secure_sum})))
+    assert facts is not None
     assert (facts.value_bits, facts.bits_needed) == (needed, needed)
 
 
@@ -187,7 +193,9 @@ def test_changes_reach_into_a_table_and_leave_its_other_fields(tmp_path):
         ({"rounds": 0}, "rounds"),
         ({"rounds": "many"}, "rounds"),
         ({"rounds": [1]}, "int"),
-        ({"sites": 65}, "sites"),
+        ({"sites": 256}, "sites"),
+        ({"sites": 65, "secure_sum": {"scheme": "ckks"}}, "ckks.*at most 64 sites, found sites=65"),
+        ({"sites": 200, "secure_sum": {"value_bits": 25}}, "25.*200 sites would wrap"),
         ({"quorum": 5}, "quorum=5"),
         ({"quorum": 1}, "hides nothing"),
         ({"name": "Not a name"}, "name"),
@@ -230,3 +238,16 @@ def test_text_that_is_no_run_is_refused_when_the_ledger_is_read(tmp_path):
     for text in ("", "{}", good.replace('"rounds":2', '"rounds":-1'), good[:-1] + ',"extra":1}'):
         with pytest.raises(ConfigError, match="does not parse"):
             parse_run_spec(text)
+
+
+@pytest.mark.parametrize(
+    ("secure_sum", "most"),
+    [
+        ({"scheme": "mask", "value_bits": 24}, 255),
+        ({"scheme": "mask", "value_bits": 27}, 32),
+        ({"scheme": "ckks", "value_bits": 24}, 64),
+        ({"scheme": "plain", "value_bits": 28}, 16),
+    ],
+)
+def test_a_cohort_is_no_larger_than_scheme_and_modulus_have_room_for(tmp_path, secure_sum, most):
+    assert small_spec(tmp_path, secure_sum=secure_sum).most_sites == most

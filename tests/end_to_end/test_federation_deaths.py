@@ -12,7 +12,7 @@ import pytest
 
 from coordinator.ledger.records import Attempt, RunHistory
 from coordinator.ledger.states import ParticipationState, RoundState
-from coordinator.rounds import sum_threshold
+from privacy.secagg.plan import sum_threshold
 from tests.end_to_end.federation_rig import (
     NO_DP,
     SITES,

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from coordinator.wire.channel import Channel
+from coordinator.wire.channel import Channel, Frame
 from coordinator.wire.plan import RoundPlan
 from coordinator.wire.records import RoundTask, decode_task, encode_outcome
 from participant.client_app import HOME_KEY
@@ -82,26 +82,32 @@ class WatchedPart:
     def __init__(self, part: SitePart, watch: Watch) -> None:
         self._part = part
         self._watch = watch
+        self.has_released = False
 
-    def hello(self) -> bytes:
+    def hello(self) -> Iterator[bytes]:
         self._watch.enter("hello")
         return self._part.hello()
 
-    def share(self, roster: bytes) -> bytes:
-        self._watch.enter("share")
-        return self._part.share(roster)
+    def share(self, roster: Iterable[bytes], values: NDArray[np.floating]) -> Iterator[bytes]:
+        return self._part.share(self._entered("share", roster), values)
 
-    def seal(self, shares: bytes, values: NDArray[np.floating]) -> Iterator[bytes]:
-        self._watch.enter("seal")
-        return self._part.seal(shares, values)
+    def seal(self, dealt: Iterable[bytes]) -> Iterator[bytes]:
+        return self._part.seal(self._entered("seal", dealt))
 
-    def confirm(self, survivors: bytes) -> bytes:
-        self._watch.enter("confirm")
-        return self._part.confirm(survivors)
+    def confirm(self, survivors: Iterable[bytes]) -> Iterator[bytes]:
+        return self._part.confirm(self._entered("confirm", survivors))
 
-    def release(self, confirmations: bytes) -> bytes:
-        self._watch.enter("release")
-        return self._part.release(confirmations)
+    def release(self, confirmations: Iterable[bytes]) -> Iterator[bytes]:
+        released = self._part.release(self._entered("release", confirmations))
+        self.has_released = True
+        return released
+
+    def _entered(self, leg: str, frames: Iterable[bytes]) -> Iterator[bytes]:
+        """The frames; the leg is entered when the first has come."""
+        for index, frame in enumerate(frames):
+            if index == 0:
+                self._watch.enter(leg)
+            yield frame
 
 
 class WatchedParticipation(Participation):
@@ -112,9 +118,10 @@ class WatchedParticipation(Participation):
         self._home = home
 
     def _secure_sum_part(self, plan: RoundPlan, task: RoundTask) -> SitePart:
-        return WatchedPart(super()._secure_sum_part(plan, task), Watch(self._home, plan))
+        self._part = WatchedPart(super()._secure_sum_part(plan, task), Watch(self._home, plan))
+        return self._part
 
-    def _await(self, channel: Channel, plan: RoundPlan, kind: str) -> bytes:
-        if kind == DONE:
+    def _await(self, channel: Channel, plan: RoundPlan, kinds: tuple[str, ...]) -> Frame:
+        if DONE in kinds and self._part.has_released:
             Watch(self._home, plan).enter("done")
-        return super()._await(channel, plan, kind)
+        return super()._await(channel, plan, kinds)

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from gmpy2 import mpz
 
+from privacy.paillier.ciphertexts import encode_ciphertexts
+from privacy.paillier.encrypt import encrypt
 from privacy.secagg.envelopes import Scope
 from privacy.secagg.key_store import MemoryKeyStore
 from privacy.secagg.paillier import PaillierSite
@@ -88,3 +91,15 @@ class Dealt:
                 coordinator.require_part(name, index, memoryview(part))
                 coordinator.add(name, index, memoryview(part))
         return coordinator
+
+
+def flipped(part, place):
+    changed = bytearray(part)
+    changed[place] ^= 1
+    return bytes(changed)
+
+
+def some_ciphertext(dealt, plaintext=0):
+    """Of the same length as what a site seals."""
+    public = dealt.sites["anna"]._key
+    return encode_ciphertexts(encrypt([mpz(plaintext)], public), public)

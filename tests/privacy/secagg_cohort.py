@@ -1,9 +1,7 @@
 """A whole secure sum whose legs a test plays one by one, looking at and changing what goes over the wire."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +14,10 @@ from privacy.secagg.plan import Scheme, SumPlan, sum_threshold
 from privacy.secagg.protocol import LEGS, SumContext
 from privacy.secagg.secure_sum import MemoryJournal, answer_of, coordinator_part, site_part
 from privacy.secagg.site import ASKED
+from tests.privacy.paillier_keys import STORED
 
 IDENTITIES = {f"site-{number}": Ed25519PrivateKey.generate() for number in range(64)}
 KEY_HOLDER = "site-1"
-KEY = bytes.fromhex(
-    json.loads((Path(__file__).parents[1] / "vectors" / "secagg_paillier_key.json").read_text())[
-        "key"
-    ]
-)
 HEAD = SIGNATURE_BYTES + FRAME_HEADER.size
 """Bytes before the part in a frame that a site sends."""
 
@@ -98,7 +92,10 @@ def plan_of(kind: str, *, count: int = 5, **changes: Any) -> SumPlan:
 
 def key_stores_of(plan: SumPlan, sites: Iterable[str]) -> dict[str, MemoryKeyStore]:
     """What every site keeps; a Paillier key is not made anew."""
-    return {site: MemoryKeyStore(KEY if site == plan.key_holder else None) for site in sites}
+    return {
+        site: MemoryKeyStore(STORED["subgroup-3072"] if site == plan.key_holder else None)
+        for site in sites
+    }
 
 
 def make_context(**changes: Any) -> SumContext:

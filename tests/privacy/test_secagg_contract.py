@@ -267,7 +267,7 @@ def test_the_site_that_makes_the_key_may_drop_once_it_dealt_it():
 
 @bulk_kind
 def test_interleaved_uploads_take_the_memory_of_one_vector(kind):
-    dimension = 4 * PART_COORDINATES
+    dimension = 6 * PART_COORDINATES
     cohort = Cohort(plan_of(kind, count=3, dimension=dimension), count=3).play_before("seal")
     uploads = [[(site, part) for part in cohort.answer("seal", site)] for site in cohort.sites]
     tracemalloc.start()

@@ -42,8 +42,8 @@ class LargeCohort:
         self.sites = {site: self._site(site) for site in NAMES}
         generator = np.random.default_rng(5)
         self.values = {site: on_grid(PLAN, generator) for site in NAMES}
-        self.inbox = {site: [] for site in NAMES}
-        self.sent = {leg: {} for leg in LEGS}
+        self.inbox: dict[str, list[bytes]] = {site: [] for site in NAMES}
+        self.sent: dict[str, dict[str, list[bytes]]] = {leg: {} for leg in LEGS}
 
     def _site(self, site):
         return Site(
@@ -96,7 +96,7 @@ def roster():
 
 
 @pytest.mark.parametrize("leg", LEGS)
-@pytest.mark.parametrize("site", ["site-00", "site-13", "site-29"])
+@pytest.mark.parametrize("site", ["site-00", "site-29"])
 def test_a_drop_in_any_leg_leaves_the_exact_sum_of_the_survivors(leg, site):
     cohort = LargeCohort()
     result = cohort.play_all({leg: [site]})
@@ -134,34 +134,21 @@ def test_a_site_releases_one_share_of_each_whose_holder_it_is():
     assert len(cohort.body("release", VICTIM)) == held * SCALAR_BYTES
 
 
-def test_what_is_sealed_by_one_site_depends_on_which_pairs_it_has():
-    # Taking the self mask and all streams of the others' keys off needs exactly the pairs: see the sums above. Here: two
-    # sites that are not paired would be summed exactly without each other's stream.
-    cohort = LargeCohort().play("hello").play("share").play("seal")
-    sealed = {site: cohort.sent["seal"][site][0] for site in NAMES}
-    assert len(set(sealed.values())) == len(NAMES)
+@pytest.mark.parametrize("leg", ["share", "seal", "confirm", "release"])
+def test_as_many_lost_holders_as_leave_a_threshold_change_nothing(leg):
+    cohort = LargeCohort()
+    result = cohort.play_all({leg: ["site-04", "site-05", "site-20", "site-21"]})
+    assert (result.integers == cohort.exact_sum(result.sites)).all()
 
 
-@pytest.mark.parametrize("holders_lost", [4])
-def test_as_many_lost_holders_as_the_threshold_allows_change_nothing(holders_lost):
-    cohort = LargeCohort().play("hello").play("share").play("seal")
-    lost = cohort.holders(VICTIM)[:holders_lost]
-    # Others may lose more of theirs: whoever does not is enough for the victim.
-    scheme = cohort.coordinator._scheme
-    present = set(NAMES) - set(lost)
-    assert len(scheme._helping(VICTIM, present)) == 11
-
-
-@pytest.mark.parametrize("leg", ["confirm", "release"])
-def test_a_neighbourhood_that_loses_too_many_ends_the_attempt_and_nothing_is_opened(leg):
-    cohort = LargeCohort().play("hello").play("share").play("seal")
-    lost = cohort.holders(VICTIM)[:5]
+def test_a_neighbourhood_that_loses_too_many_ends_the_attempt_and_nothing_is_opened():
+    cohort = LargeCohort().play("hello").play("share").play("seal").play("confirm")
     with pytest.raises(
-        QuorumLost, match='that hold shares of site "site-.*11 needed. Nothing'
+        QuorumLost, match=r'that hold shares of site "site-.*11 needed\. Nothing was opened'
     ) as found:
-        [cohort.play(later, silent=lost) for later in LEGS[LEGS.index(leg) :]]
+        cohort.play("release", silent=cohort.holders(VICTIM)[:5])
     assert len(found.value.present) < found.value.needed == 11
-    with pytest.raises(ValueError, match="no sum yet"):
+    with pytest.raises(ValueError, match="there is no sum yet"):
         cohort.coordinator.result()
 
 
@@ -248,15 +235,9 @@ def test_the_first_size_above_the_other_schemes_sums_exactly():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [102, 130])
-def test_a_large_cohort_sums_exactly_when_one_drops_in_every_leg(count):
-    plan = make_plan(
-        max_sites=count,
-        dimension=7,
-        threshold=sum_threshold("mask", count),
-        quorum=2,
-        value_bits=24,
-    )
+def test_a_large_cohort_sums_exactly_when_one_drops_in_every_leg():
+    count = 110
+    plan = make_plan(max_sites=count, dimension=7, threshold=sum_threshold("mask", count), quorum=2)
     generator = np.random.default_rng(count)
     vectors = {f"s{number}": on_grid(plan, generator) for number in range(count)}
     drop = {f"s{20 + number}": leg for number, leg in enumerate(LEGS)}

@@ -44,7 +44,8 @@ def played(scheme="mask", late=(), **plan):
 def upload(cohort, site):
     """The words that the site sent, as received or too late."""
     sent = [message for leg, sender, message in cohort.received if (leg, sender) == ("seal", site)]
-    (frame,) = [*sent, *cohort.late.get(site, [])]
+    late: list[bytes] = list(cohort.late.get(site, []))
+    (frame,) = sent + late
     return unpack(memoryview(frame)[HEAD:], cohort.plan.encoding.modulus_bits, DIMENSION)
 
 

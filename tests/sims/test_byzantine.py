@@ -1,5 +1,7 @@
 """Whole federations with a malicious site: what it does to a plain mean, and what groups and a robust rule leave of it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ from tests.sims.small_federation import SITES, WITH_DP, small_spec, small_table
 # Opacus' hooks under threads; see tests/coordinator/test_training_run.py.
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 
-HEART = {
+HEART: dict[str, Any] = {
     "rounds": 3,
     "spare_attempts": 0,
     "seed": 1,
@@ -50,7 +52,7 @@ def twelve(folder, **changes):
 @pytest.fixture
 def made(tmp_path):
     """Makes federations; closes them after the test."""
-    federations = []
+    federations: list[DrivenFederation] = []
 
     def make(**changes):
         federations.append(DrivenFederation(tmp_path / f"run-{len(federations)}", **changes))
