@@ -72,7 +72,7 @@ def seal_key(run_id: str, round_number: int, attempt: int) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SumResult:
-    """The sum over the survivors, exactly as their integers add up; `ckks` is off by what its evidence says."""
+    """The sum over the survivors, exactly as their integers add up."""
 
     integers: NDArray[np.int32] = field(repr=False)
     scale: float
@@ -80,7 +80,7 @@ class SumResult:
     sites: tuple[str, ...]
     """The survivors, sorted: whose vectors are in the sum."""
     evidence: dict[str, float] = field(default_factory=dict)
-    """What the scheme wants the ledger to know: its largest error, uses of a key."""
+    """What the scheme wants the ledger to know: uses of a key."""
 
     @property
     def values(self) -> NDArray[np.float64]:

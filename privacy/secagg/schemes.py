@@ -118,4 +118,4 @@ class CoordinatorScheme(Protocol):
         """
 
     def evidence(self) -> dict[str, float]:
-        """Give, once the sum is open, what the ledger should know of it: its largest error, uses of a key."""
+        """Give, once the sum is open, what the ledger should know of it: uses of a key."""

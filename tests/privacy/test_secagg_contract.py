@@ -58,6 +58,7 @@ SIXTY = [
 ]
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", SIXTY)
 def test_sixty_sites_with_a_full_modulus_sum_exactly_when_one_drops_in_every_leg(kind):
     cohort = Cohort(plan_of(kind, count=60, dimension=50, value_bits=26), count=60)
