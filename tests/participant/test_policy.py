@@ -294,10 +294,6 @@ def test_distributed_noise_is_permitted_if_the_site_trusts_as_many_sites() -> No
             replace(DISTRIBUTED, secure_sum=replace(PLAN.secure_sum, value_range=2.0)),
             "plan.distributed",
         ),
-        (
-            replace(DISTRIBUTED, secure_sum=replace(PLAN.secure_sum, scheme="ckks")),
-            "plan.distributed",
-        ),
     ],
 )
 def test_distributed_noise_that_would_not_be_there_is_refused(plan: RoundPlan, clause: str) -> None:

@@ -233,11 +233,10 @@ def test_a_quorum_that_could_leave_too_little_noise_is_refused_before_anything_i
         )
 
 
-@pytest.mark.parametrize("scheme", ["plain", "ckks", "ckks-light"])
-def test_a_sum_that_is_not_exact_or_hides_nothing_is_refused(scheme: str) -> None:
-    with pytest.raises(ValueError, match=f'secure_sum scheme "{scheme}"'):
+def test_a_sum_that_hides_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match='secure_sum scheme "plain"'):
         run_distributed_sum(
-            replace(make_plan(), scheme=scheme),  # type: ignore[arg-type]
+            replace(make_plan(), scheme="plain"),
             contributions(),
             largest_value=1000,
             deviation=400.0,
