@@ -5,24 +5,19 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.wire.channel import SessionTicket
 from coordinator.wire.connect import open_channel
 from coordinator.wire.contribution import pack_contribution
-from coordinator.wire.groups import group_context, group_of, group_sum
-from coordinator.wire.plan import RoundPlan, verify_plan
+from coordinator.wire.plan import RoundPlan
 from coordinator.wire.records import RoundTask
 from model.parameters import read_model
 from participant.config import load_site
 from participant.data import load_table
-from participant.identity import load_signing_key, open_home
 from participant.training import train_update
 from privacy.randomness import OsRandom
-from privacy.secagg.key_store import MemoryKeyStore
 from privacy.secagg.protocol import LEGS
-from privacy.secagg.secure_sum import MemoryJournal, site_part
 from tests.coordinator.scripted_sites import ScriptedSite
 from tests.sims.driven_federation import DrivenFederation
-from tests.sims.scripted_grid import Script
+from tests.sims.scripted_grid import Script, taken_up
 
 Vector = NDArray[np.float32]
 Attack = Callable[[RoundPlan, DrivenFederation, str], Vector]
@@ -32,18 +27,7 @@ def attacks(federation: DrivenFederation, site: str, attack: Attack) -> Script:
     """What the site does with a task: every leg in order, with the vector that the attack makes."""
 
     def script(task: RoundTask) -> None:
-        plan = verify_plan(task.plan, federation.key.public_key())
-        ticket = SessionTicket(session_id=plan.session_id, endpoint=site, ticket=task.ticket)
-        group = group_of(plan, site)
-        part = site_part(
-            group_sum(plan, group),
-            site=site,
-            context=group_context(plan, task.plan.payload, group),
-            identity=load_signing_key(open_home(federation.site_home(site))),
-            keys={name: task.keys[name] for name in plan.groups[group]},
-            journal=MemoryJournal(),
-            key_store=MemoryKeyStore(),
-        )
+        plan, ticket, part = taken_up(task, federation, site)
         with open_channel(federation.address, session=ticket, credentials=None) as channel:
             scripted = ScriptedSite(site, channel, part, attack(plan, federation, site))
             for leg in LEGS:

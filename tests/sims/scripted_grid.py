@@ -10,12 +10,12 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from coordinator.wire.channel import SessionTicket
 from coordinator.wire.connect import open_channel
 from coordinator.wire.groups import group_context, group_of, group_sum
-from coordinator.wire.plan import verify_plan
+from coordinator.wire.plan import RoundPlan, verify_plan
 from coordinator.wire.records import RoundTask, decode_task, encode_outcome
 from participant.client_app import app as client_app
 from participant.identity import load_signing_key, open_home
 from privacy.secagg.key_store import MemoryKeyStore
-from privacy.secagg.protocol import LEGS
+from privacy.secagg.protocol import LEGS, SitePart
 from privacy.secagg.secure_sum import MemoryJournal, site_part
 from sims.grid import InProcessGrid
 from tests.coordinator.scripted_sites import ScriptedSite
@@ -50,22 +50,30 @@ def never_comes(task: RoundTask) -> None:
     """The site's process dies before it reaches the exchange."""
 
 
+def taken_up(
+    task: RoundTask, federation: DrivenFederation, site: str
+) -> tuple[RoundPlan, SessionTicket, SitePart]:
+    """The plan of a task, the site's ticket, and its part in the sum of its group."""
+    plan = verify_plan(task.plan, federation.key.public_key())
+    group = group_of(plan, site)
+    part = site_part(
+        group_sum(plan, group),
+        site=site,
+        context=group_context(plan, task.plan.payload, group),
+        identity=load_signing_key(open_home(federation.site_home(site))),
+        keys={name: task.keys[name] for name in plan.groups[group]},
+        journal=MemoryJournal(),
+        key_store=MemoryKeyStore(),
+    )
+    ticket = SessionTicket(session_id=plan.session_id, endpoint=site, ticket=task.ticket)
+    return plan, ticket, part
+
+
 def quits_before(leg: str, federation: DrivenFederation, site: str) -> Script:
     """A site that plays its part honestly and leaves in the leg, before it answers."""
 
     def script(task: RoundTask) -> None:
-        plan = verify_plan(task.plan, federation.key.public_key())
-        ticket = SessionTicket(session_id=plan.session_id, endpoint=site, ticket=task.ticket)
-        group = group_of(plan, site)
-        part = site_part(
-            group_sum(plan, group),
-            site=site,
-            context=group_context(plan, task.plan.payload, group),
-            identity=load_signing_key(open_home(federation.site_home(site))),
-            keys={name: task.keys[name] for name in plan.groups[group]},
-            journal=MemoryJournal(),
-            key_store=MemoryKeyStore(),
-        )
+        plan, ticket, part = taken_up(task, federation, site)
         values = np.zeros(plan.secure_sum.dimension)
         values[-2] = 0.5  # its weight
         with open_channel(federation.address, session=ticket, credentials=None) as channel:
